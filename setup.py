@@ -1,0 +1,22 @@
+"Everything about the package is in settings.ini; this reads it."
+import shlex
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ini = ConfigParser(delimiters=['='])
+ini.read(Path(__file__).with_name('settings.ini'), encoding='utf8')
+cfg, lib = ini['DEFAULT'], ini['DEFAULT']['lib_name']
+readme = Path(__file__).with_name('README.md')
+
+setup(
+    name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
+    long_description=readme.read_text(encoding='utf8') if readme.exists() else '', long_description_content_type='text/markdown',
+    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: shlex.split(cfg['package_data'])},
+    python_requires=f">={cfg['min_python']}",
+    install_requires=shlex.split(cfg['requirements']), extras_require={'dev': shlex.split(cfg['dev_requirements'])},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
+    zip_safe=False,
+)
