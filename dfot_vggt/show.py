@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .core import expect
 
-# %% ../nbs/02_show.ipynb #02c010
+# %% ../nbs/02_show.ipynb #02c012
 def pixels(x: Float[Tensor, 'c h w']  # 1 or 3 channels in [0,1]; values outside are clamped, non-finite ones painted magenta
           ) -> UInt8[np.ndarray, 'h w 3']:
     "Bytes to look at."
@@ -33,7 +33,7 @@ def pixels(x: Float[Tensor, 'c h w']  # 1 or 3 channels in [0,1]; values outside
     holes = ~x.isfinite().all(0)
     return rearrange(torch.where(holes, torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None], bytes_), 'c h w -> h w c').numpy()
 
-# %% ../nbs/02_show.ipynb #02c014
+# %% ../nbs/02_show.ipynb #02c016
 class Picture(Image.Image):
     "A Pillow image that a notebook stores once, as a compressed PNG."
     _repr_jpeg_ = None
@@ -50,7 +50,7 @@ def picture(a: UInt8[np.ndarray, 'h w 3'],  # bytes
     im.__class__ = Picture
     return im
 
-# %% ../nbs/02_show.ipynb #02c018
+# %% ../nbs/02_show.ipynb #02c020
 def _strip(text: str, width: int, height: int = 15) -> np.ndarray:
     "A line of small dark text on white, `height width 3`."
     im = Image.new('RGB', (width, height), 'white')
@@ -72,7 +72,7 @@ def show_clip(video: Float[Tensor, '*b t c h w'],  # RGB (or grey) in [0,1]; wit
         out += [line] if titles is None else [_strip(titles[i], line.shape[1]), line]
     return picture(np.concatenate(out)[:-2, :-2])
 
-# %% ../nbs/02_show.ipynb #02c022
+# %% ../nbs/02_show.ipynb #02c024
 def video_tag(video: Float[Tensor, '*b t c h w'],  # RGB in [0,1]; several clips play side by side, in step
               fps: float = 8,                      # frames per second
               titles: Sequence[str] | None = None, # one per clip
@@ -90,7 +90,7 @@ def video_tag(video: Float[Tensor, '*b t c h w'],  # RGB in [0,1]; several clips
     src = 'data:image/webp;base64,' + base64.b64encode(buf.getvalue()).decode()
     return HTML(f'<div>{names}</div><img style="image-rendering:pixelated;width:{frames[0].width*scale}px" src="{src}">')
 
-# %% ../nbs/02_show.ipynb #02c026
+# %% ../nbs/02_show.ipynb #02c028
 def diverge(x: Float[Tensor, 'h w']  # in [-1,1]
            ) -> Float[Tensor, '3 h w']:
     "Blue (-1), white (0), red (+1)."
@@ -99,7 +99,7 @@ def diverge(x: Float[Tensor, 'h w']  # in [-1,1]
     end = torch.where(x[None] > 0, red[:, None, None], blue[:, None, None])
     return torch.where(x.isfinite(), 1+(end-1)*x.abs(), x)
 
-# %% ../nbs/02_show.ipynb #02c030
+# %% ../nbs/02_show.ipynb #02c032
 def show_maps(x: Float[Tensor, 'c h w'],  # any values
               n: int = 8,                 # how many channels: those with the largest standard deviation over h w
               vmax: float | None = None,  # value of full red; by default the largest magnitude shown
@@ -117,7 +117,7 @@ def show_maps(x: Float[Tensor, 'c h w'],  # any values
     names = np.concatenate([_strip(f'c {i}' + (f' ±{vmax:.2g}' if i == chosen[-1] else ''), step) for i in chosen], 1)[:, :-2]
     return picture(np.concatenate([names, np.asarray(maps)]))
 
-# %% ../nbs/02_show.ipynb #02c035
+# %% ../nbs/02_show.ipynb #02c037
 def pca_rgb(x: Float[Tensor, 't d h w']  # features on a grid, d >= 3
            ) -> Float[Tensor, 't 3 h w']:
     "The first three principal components over all frames and places, each stretched to [0,1]."
@@ -142,7 +142,7 @@ def show_pca(x: Float[Tensor, 'n d'] | Float[Tensor, 'd h w'] | Float[Tensor, 't
     x = x if x.ndim == 4 else x[None]
     return show_clip(pca_rgb(x), scale=scale or max(1, 96//x.shape[-1]))
 
-# %% ../nbs/02_show.ipynb #02c044
+# %% ../nbs/02_show.ipynb #02c046
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8C564B', '#7F7F7F')
 ROLES = {'truth': '#222222', 'given': '#7F7F7F', 'baseline': '#0072B2', 'control': '#D55E00', 'noise': '#BBBBBB'}
 
@@ -160,7 +160,7 @@ if (!js) { js = Object.assign(document.createElement('script'), {id: 'plotlyjs',
 js.addEventListener('load', draw);
 })()</script>'''
 
-# %% ../nbs/02_show.ipynb #02c045
+# %% ../nbs/02_show.ipynb #02c047
 class Fig(go.Figure):
     "A plotly figure that shows itself in JupyterLab (as JSON) and on a static page beside `plotly.min.js` (as HTML)."
     _ipython_display_ = None                     # plotly's own would choose one of the two
@@ -185,7 +185,7 @@ def fig(traces=(),   # plotly traces: one or a list
     "A plotly figure in the house style."
     return Fig(traces if isinstance(traces, (list, tuple)) else [traces], dict(template=HOUSE)).update_layout(**layout)
 
-# %% ../nbs/02_show.ipynb #02c050
+# %% ../nbs/02_show.ipynb #02c052
 def colours(names: Sequence[str]) -> list:
     "A colour per name: that of its role if it has one, otherwise the next that is free."
     free = iter([c for c in COLOURS if c not in {ROLES.get(n) for n in names}]*(1+len(names)//4))
@@ -206,11 +206,11 @@ def lines(x=None,             # common x values; 0, 1, 2, ... if None
         expect(np.ndim(f32(y)) == 1, n, 'a curve (one axis)', f'{np.ndim(f32(y))} axes', 'index or average the others')
         if x is not None: expect(len(x) == len(y), n, f'{len(x)} values as in x', len(y), 'give it an x of its own in fig')
     xs = {} if x is None else dict(x=f32(x))
-    traces = [go.Scatter(y=f32(y), name=n, mode='lines+markers' if len(y) <= 20 else 'lines', marker_size=5, line_color=c, line_width=1.8, **xs)
-              for (n, y), c in zip(ys.items(), colours(list(ys)))]
+    traces = [go.Scatter(y=f32(y), name=n, line=dict(color=c, width=1.8), marker_size=5, **xs,
+                         mode='lines+markers' if len(y) <= 20 else 'lines') for (n, y), c in zip(ys.items(), colours(list(ys)))]
     return fig(traces, xaxis_title=xlabel, yaxis_title=ylabel, title=title, showlegend=len(ys) > 1)
 
-# %% ../nbs/02_show.ipynb #02c054
+# %% ../nbs/02_show.ipynb #02c056
 def frustum(cam: Float[Tensor, '16'],  # fx fy cx cy, R|t row-major, world to camera (OpenCV)
             depth: float = .2          # distance of the drawn image plane, in world units
            ) -> Float[Tensor, '6 3']:
@@ -221,11 +221,11 @@ def frustum(cam: Float[Tensor, '16'],  # fx fy cx cy, R|t row-major, world to ca
     rim = torch.stack([(uv[:, 0]-cx)/fx, (uv[:, 1]-cy)/fy, torch.ones(5, dtype=cam.dtype)], 1)*depth
     return (torch.cat([torch.zeros(1, 3, dtype=cam.dtype), rim])-t.T) @ R
 
-# %% ../nbs/02_show.ipynb #02c058
+# %% ../nbs/02_show.ipynb #02c060
 def show_cams(cams: Float[Tensor, 't 16'],                 # a walk
               points: Float[Tensor, 'p 3'] | None = None,  # world points, e.g. from depth
               rgb: Float[Tensor, 'p 3'] | None = None,     # their colours in [0,1]
-              most: int = 600                              # at most so many points are drawn, evenly taken
+              most: int = 400                              # at most so many points are drawn, evenly taken
              ) -> Fig:
     "A walk of cameras as pyramids coloured by time, in 3-D, with points of the world around them."
     expect(cams.shape[-1] == 16, 'cams', '16 numbers (fx fy cx cy R|t)', cams.shape[-1], 'see the camera notebook')
@@ -247,6 +247,6 @@ def show_cams(cams: Float[Tensor, 't 16'],                 # a walk
         tint = '#999' if rgb is None else ['#%x%x%x' % tuple(c) for c in (f32(rgb)[i].clip(0, 1)*15).round().astype(int)]
         traces.append(go.Scatter3d(**xyz(points[i]), mode='markers', marker=dict(size=2, color=tint), hoverinfo='skip'))
     axis = dict(showbackground=False, gridcolor='#eee', zeroline=False)
-    eye = dict(up=dict(x=0, y=-1, z=0), eye=dict(x=-.9, y=-1.1, z=-1.5))
+    eye = dict(up=dict(x=0, y=-1, z=0), eye=dict(x=-.7, y=-.9, z=-1.3))
     return fig(traces, height=420, margin=dict(l=0, r=0, t=10, b=0), showlegend=False,
                scene=dict(aspectmode='data', camera=eye, xaxis=axis, yaxis=axis, zaxis=axis))
