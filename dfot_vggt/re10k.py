@@ -122,8 +122,8 @@ class Layout:
 
     def txt(self, key: str) -> Path: return Path(self.root)/'raw'/self.split/f'{key}.txt'
     def table(self, key: str) -> Path: return Path(self.root)/f'{self.split}_poses'/f'{key}.pt'
-    def mp4(self, key: str) -> Path: return Path(self.root)/f'{self.split}_256'/f'{key}.mp4'
-    def npz(self, key: str) -> Path: return Path(self.root)/f'{self.split}_64'/f'{key}.npz'
+    def mp4(self, key: str, size: int = 256) -> Path: return Path(self.root)/f'{self.split}_{size}'/f'{key}.mp4'
+    def npz(self, key: str, size: int = 64) -> Path: return Path(self.root)/f'{self.split}_{size}'/f'{key}.npz'
 
     def keys(self) -> list[str]:
         "Sorted names of all clips that have a pose table. Raises `FileNotFoundError` when there is none."
