@@ -43,11 +43,14 @@ def imported(tree):
         if isinstance(n, ast.Import): yield from (a.name for a in n.names)
         elif isinstance(n, ast.ImportFrom): yield from ([f'{LIB}.{a.name}' for a in n.names] if n.module == LIB else [n.module or '.'])
 
+def drawing(html):
+    "Does this HTML draw something?"
+    return bool(re.search(r'<(img|svg|video|canvas)\b|<script.*?plotly', html, re.S))
+
 def picture(out):
     "Is this cell output something to look at?"
     data = out.get('data', {})
-    page = ''.join(data.get('text/html', ''))
-    return any(m.startswith('image/') or 'plotly' in m for m in data) or bool(re.search(r'<(img|svg|video|canvas)\b|plotly', page))
+    return any(m.startswith('image/') or 'plotly' in m for m in data) or drawing(''.join(data.get('text/html', '')))
 
 @dataclass
 class Cell:
@@ -130,7 +133,7 @@ def svg(w=960, bw=112, bh=28, row=44, top=58):
     cols = [[r for r in rooms() if r.number//10 == i] for i in range(len(CHAPTERS))]
     h = top + row*max(map(len, cols)) + 6
     at = {r.name: (20 + i*(w-40-bw)/(len(cols)-1), top + j*row) for i, col in enumerate(cols) for j, r in enumerate(col)}
-    o = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" font-family="sans-serif">',
+    o = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" style="max-width:100%" font-family="sans-serif">',
          f'<rect width="{w}" height="{h}" fill="#fff"/>']
     for i, c in enumerate(CHAPTERS):
         o.append(f'<text x="{20 + i*(w-40-bw)/(len(cols)-1) + bw/2:.0f}" y="30" text-anchor="middle" font-size="14" fill="#555">{i} {c}</text>')
