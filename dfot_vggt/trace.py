@@ -81,7 +81,7 @@ def _numel(modules): return sum({id(p): p.numel() for m in modules for p in m.pa
 
 # %% ../nbs/01_trace.ipynb #01c026
 class Trace:
-    "One run in eval mode. `.rows`: name, shape, calls, params, flops, ms, mean, std, absmax; `.total`; `.acts`: activations by name."
+    "One run in eval mode. `.rows`: name, shape, calls, params, flops, ms, mean, std, absmax; `.total`, `.rest`; `.acts`."
     def __init__(self, model: nn.Module,  # any module; if it has `tap_modules()` its taps are the rows
                  *args,                   # what the model is called with
                  depth: int = 1,          # for a model without taps: how many calls deep
@@ -107,6 +107,7 @@ class Trace:
                         flops=flops, ms=None if meta else seconds*1e3, **_stats(x))
         self.rows = [row(n, where[n], acts.get(n), *flops[n], ms.get(n, (0, 0))[1]) for n in names]
         self.total = row('total', [model], out, 1, counter.get_total_flops(), ms.get('', (0, 0))[1])
+        self.rest = {k: self.total[k] - sum(r[k] for r in self.rows) for k in ('params', 'flops')}
 
     def __getitem__(self, name: str) -> dict: return {r['name']: r for r in [*self.rows, self.total]}[name]
 
@@ -133,6 +134,11 @@ def _cells(r) -> list:
     shape = 'never ran' if r['calls'] == 0 else '' if r['shape'] is None else ' '.join(map(str, r['shape']))
     num = [('' if r[k] is None else f'{r[k]:{f}}') for k, f in [('ms', '.2f'), ('mean', '.3g'), ('std', '.3g'), ('absmax', '.3g')]]
     return [r['name'], shape, human(r['params']), human(r['flops']), *num]
+
+def _rest(tr) -> list:
+    "A row for parameters and FLOPs that are in no part, if there are any."
+    extra = dict.fromkeys(('shape', 'calls', 'ms', 'mean', 'std', 'absmax')) | dict(name='elsewhere')
+    return [extra | {k: max(0, v) for k, v in tr.rest.items()}] if max(tr.rest.values()) > 0 else []
 
 _HEAD = ['', 'b·t first', 'params', 'FLOPs', 'ms', 'mean', 'std', '|max|']
 
@@ -165,12 +171,13 @@ def _box(width, colour, title='', height=10) -> str:
 
 # %% ../nbs/01_trace.ipynb #01c029
 @patch
-def __str__(self: Trace) -> str: return f'{self.title}\n' + _text(_HEAD, [_cells(r) for r in [*self.rows, self.total]])
+def __str__(self: Trace) -> str: return f'{self.title}\n' + _text(_HEAD, [_cells(r) for r in [*self.rows, *_rest(self), self.total]])
 
 @patch
 def _repr_html_(self: Trace) -> str:
     "The table with bars for parameters (blue) and FLOPs (orange); parts that never ran are red."
-    most = {k: max([r[k] for r in self.rows], default=0) for k in ('params', 'flops')}
+    rows = [*self.rows, *_rest(self)]
+    most = {k: max([r[k] for r in rows], default=0) for k in ('params', 'flops')}
     def cells(r):
         c = _cells(r)
         if r is not self.total:
@@ -178,13 +185,13 @@ def _repr_html_(self: Trace) -> str:
                 full = round(60*r[k]/max(1, most[k]))
                 c[i] = f'<span>{c[i]} {_box(full, colour)}{_box(60-full, "none")}</span>'
         return c
-    tints = ['#fdd' if r['calls'] == 0 else '' for r in self.rows] + ['#f3f3f3']
-    return _html(_HEAD, [cells(r) for r in [*self.rows, self.total]], tints)
+    tints = ['#fdd' if r['calls'] == 0 else '' for r in rows] + ['#f3f3f3']
+    return _html(_HEAD, [cells(r) for r in [*rows, self.total]], tints)
 
 @patch
 def __repr__(self: Trace) -> str: return str(self)
 
-# %% ../nbs/01_trace.ipynb #01c044
+# %% ../nbs/01_trace.ipynb #01c047
 class TraceDiff:
     "Relative change per row from trace `a` to trace `b`: `.rows` of name, shape, change, worst (largest difference); `.changed` names."
     def __init__(self, rows): self.rows = rows
@@ -212,7 +219,7 @@ def trace_diff(a: Trace,  # before
         rows.append(dict(name=n, shape=tuple(x.shape), change=change, worst=d.abs().max().item()))
     return TraceDiff(rows)
 
-# %% ../nbs/01_trace.ipynb #01c045
+# %% ../nbs/01_trace.ipynb #01c048
 def _warmth(change: float) -> float:
     "0 for a change of 1e-6 and less, 1 for a change of 1 and more, in between by its logarithm."
     return 1. if change != change else min(1., max(0., 1+math.log10(change)/6)) if change else 0.
@@ -236,7 +243,7 @@ def _repr_html_(self: TraceDiff) -> str:
 @patch
 def __repr__(self: TraceDiff) -> str: return str(self)
 
-# %% ../nbs/01_trace.ipynb #01c059
+# %% ../nbs/01_trace.ipynb #01c062
 @dataclass(frozen=True)
 class Liveness:
     "Which tensors moved in `steps` steps. `rows`: name, trainable, moved and graded (first step, or None), finite."
@@ -260,7 +267,7 @@ class Liveness:
             expect(not names, f'liveness after {self.steps} steps', f'nothing {fault}', ', '.join(names),
                    'check requires_grad, the optimiser\'s parameters and what forward calls', error=AssertionError)
 
-# %% ../nbs/01_trace.ipynb #01c060
+# %% ../nbs/01_trace.ipynb #01c063
 def _frozen_buffers(model, trainable) -> dict:
     "Buffers of modules that own no trainable tensor."
     return {f'{n}.{k}'.lstrip('.'): b for n, m in model.named_modules() for k, b in m.named_buffers(recurse=False)
@@ -289,7 +296,7 @@ def liveness(model: nn.Module,      # all of it: base and branch
     return Liveness(tuple(dict(name=k, trainable=k in live, moved=moved[k], graded=graded[k], finite=bool(t.isfinite().all()))
                           for k, t in tensors.items()), n)
 
-# %% ../nbs/01_trace.ipynb #01c062
+# %% ../nbs/01_trace.ipynb #01c065
 def _state(r: dict) -> tuple:
     "`(word, colour)` of a tensor."
     if not r['finite']: return 'not finite', '#000'
