@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from fastcore.basics import patch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .core import Cfg, expect
 from .layers import zero_init
-from .uvit import PoseCond, UViT3DPose, run_blocks
+from .uvit import Level, PoseCond, UViT3DPose
 
 # %% ../nbs/32_control.ipynb #32c004
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ControlNet(nn.Module):
         widths = base.cfg.channels
         self.cfg, self._base = cfg, (base.requires_grad_(False).eval(),)      # a tuple hides the base from state_dict, optimizer and EMA
         self.down_blocks = deepcopy(base.down_blocks).requires_grad_()
-        self.mid_blocks = deepcopy(base.mid_blocks[:cfg.mid]).requires_grad_()
+        self.mid_blocks = deepcopy(Level(base.mid_blocks.blocks[:cfg.mid])).requires_grad_()
         self.entry = nn.ModuleList(zero_init(nn.Conv2d(cfg.latent, c, 1)) for c in widths)
         self.camera = zero_init(nn.Linear(cfg.camera, base.cfg.emb))
         self.unknown = nn.ParameterList(torch.zeros(c) for c in (*widths, base.cfg.emb))
@@ -95,8 +94,7 @@ def fixed(self: ControlNet, cams, cond, geometry) -> Fixed:
     self._check(geometry, t)
     if cond is None: cond = base.rays(cams)
     if not isinstance(cond, PoseCond): cond = base.pool_rays(cond)
-    pose = PoseCond(cond.rays, owner=self)
-    pose.maps = {name: pose.section_maps(i, blocks, base.pose_proj) for name, (i, blocks) in self.sections().items()}
+    pose = PoseCond(cond.rays, cond.proj, {name: level.maps(cond.proj, cond.rays[i]) for i, (name, level) in enumerate(self.sections())}, self)
     x = F.layer_norm(geometry.latents.float().movedim(2, -1), (self.cfg.latent,)).movedim(-1, 2)
     b, s = x.shape[:2]
     maps = []
@@ -108,10 +106,9 @@ def fixed(self: ControlNet, cams, cond, geometry) -> Fixed:
     return Fixed(pose, maps, at_their_frames(tokens, geometry.index, self.unknown[-1], t))
 
 @patch
-def sections(self: ControlNet) -> dict:
-    "{section: (level, blocks)} of the copies."
-    downs = {f'down.{i}': (i, list(m)[:-1]) for i, m in enumerate(self.down_blocks)}
-    return {**downs, 'mid': (len(downs), list(self.mid_blocks))} if self.cfg.mid else downs
+def sections(self: ControlNet) -> list:
+    "[(section, `Level` of copies)] in walking order, the middle last."
+    return [*((f'down.{i}', m) for i, m in enumerate(self.down_blocks)), ('mid', self.mid_blocks)]
 
 @patch
 def _check(self: ControlNet, g, t):
@@ -130,17 +127,14 @@ def walk(self: ControlNet, x, noise_levels, fixed: Fixed, cond_mask=None) -> dic
     base, t = self.base, x.shape[1]
     n, rest = divmod(len(x), len(fixed.camera))
     expect(n and not rest, 'ControlNet: x', f'a multiple of {len(fixed.camera)} clips (b), one row per branch', len(x), 'compute geometry for these clips')
-    each = lambda m: m.repeat_interleave(n, 0).flatten(0, 1)                            # a window's branches share their geometry
+    def each(m): return m.repeat_interleave(n, 0)                                       # a window's branches share their geometry
     pose = fixed.pose.repeat(n*len(fixed.camera)//len(fixed.pose))
     with torch.no_grad():
-        h, noise = base.embed_input(x.flatten(0, 1)), base.noise_level_pos_embedding(noise_levels).flatten(0, 1)
-    noise, levels = noise + each(fixed.camera), {}
-    keep = None if cond_mask is None else ~cond_mask
-    for i, ((section, (_, blocks)), tap) in enumerate(zip(self.sections().items(), self.outlets)):
-        h = run_blocks(blocks, h + each(fixed.maps[i]), t, noise, pose.section(section, i, blocks, base.pose_proj, keep))
-        levels[tap] = h
-        if i < len(self.down_blocks): h = self.down_blocks[i][-1](h)
-    if not self.cfg.mid: levels['mid.in'] = h + each(fixed.maps[-1])
+        h, noise = base.embed_input(x.flatten(0, 1)), base.noise_level_pos_embedding(noise_levels)
+    keep, levels = None if cond_mask is None else ~cond_mask, {}
+    for tap, m, (section, level) in zip(self.outlets, fixed.maps, self.sections()):
+        levels[tap] = level(h + each(m).flatten(0, 1), noise + each(fixed.camera), pose, section, keep)
+        if section != 'mid': h = level[-1](levels[tap])
     return levels
 
 @patch
