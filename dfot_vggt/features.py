@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMPTY', 'FORMAT', 'known_frames', 'slots', 'Geometry', 'digest', 'fingerprint', 'source', 'look', 'features',
-           'assemble', 'place', 'regrid', 'FeatureCache', 'write_entry', 'read_entry']
+           'assemble', 'place', 'area_mean', 'regrid', 'FeatureCache', 'write_entry', 'read_entry']
 
 # %% ../nbs/31_features.ipynb #31c003
 import hashlib
@@ -134,13 +134,19 @@ def place(x: Float[Tensor, 'b s *d'],              # one entry per slot
     return torch.where(hit.any(-1).reshape(*hit.shape[:2], *[1]*(x.ndim - 2)), rows, torch.as_tensor(empty, dtype=x.dtype, device=x.device))
 
 # %% ../nbs/31_features.ipynb #31c032
+def area_mean(n: int, m: int, like: Tensor) -> Float[Tensor, 'm n']:
+    "Matrix that averages `n` cells over `m` <= `n` equal intervals, cells counted by the part covered; rows sum to 1."
+    edge, cell = torch.arange(m + 1, device=like.device, dtype=torch.float64)*n/m, torch.arange(n, device=like.device, dtype=torch.float64)
+    part = torch.minimum(edge[1:, None], cell + 1) - torch.maximum(edge[:-1, None], cell)
+    return (part.clamp(min=0)*m/n).to(like.dtype)
+
 def regrid(x: Float[Tensor, '*b h w'], grid: tuple) -> Float[Tensor, '*b h2 w2']:
-    "A map on another grid `(h, w)`: area mean where it becomes coarser, bilinear (corners not aligned) where finer."
-    y = x.reshape(-1, 1, *x.shape[-2:])
-    small = tuple(min(a, b) for a, b in zip(y.shape[-2:], grid))
-    if small != tuple(y.shape[-2:]): y = F.adaptive_avg_pool2d(y, small)
-    if small != tuple(grid): y = F.interpolate(y, tuple(grid), mode='bilinear', align_corners=False)
-    return y.reshape(*x.shape[:-2], *grid)
+    "A map on another grid `(h, w)`: area mean along an axis that becomes coarser, bilinear (corners not aligned) along one that becomes finer."
+    y, (h, w) = x.reshape(-1, 1, *x.shape[-2:]), grid
+    if h < y.shape[-2]: y = area_mean(y.shape[-2], h, y) @ y
+    if w < y.shape[-1]: y = y @ area_mean(y.shape[-1], w, y).T
+    if tuple(y.shape[-2:]) != (h, w): y = F.interpolate(y, (h, w), mode='bilinear', align_corners=False)
+    return y.reshape(*x.shape[:-2], h, w)
 
 @patch
 def on_window(self: Geometry, t: int, grid: tuple):
