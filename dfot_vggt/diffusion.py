@@ -10,38 +10,39 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from .core import Cfg, expect
 
-# %% ../nbs/22_diffusion.ipynb #22c004
-def cosine_logsnr(t: Tensor,        # time in [0, 1]: 0 almost clean, 1 almost only noise
-                  shift: float,     # base resolution / resolution: large pictures need more noise to lose the same content
-                  limit: float = 15.) -> Tensor:   # the unshifted logSNR runs from +limit to -limit
-    "logSNR of the cosine schedule, shifted (Hoogeboom et al., Simple Diffusion, eq. 9 and 10): `-2 ln tan(lo + t (hi - lo)) + 2 ln shift`."
+# %% ../nbs/22_diffusion.ipynb #22c010
+def cosine_logsnr(t: Tensor,               # times in [0, 1]: 0 almost clean, 1 almost only noise
+                  shift: float,            # base resolution / resolution
+                  limit: float = 15.       # the unshifted logSNR runs from +limit to -limit
+                 ) -> Tensor:
+    "logSNR of the shifted cosine schedule (Hoogeboom et al., Simple Diffusion, section 3.1)."
     lo, hi = math.atan(math.exp(-limit/2)), math.atan(math.exp(limit/2))
     return -2*torch.log(torch.tan(lo + t*(hi - lo))) + 2*math.log(shift)
 
-# %% ../nbs/22_diffusion.ipynb #22c005
+# %% ../nbs/22_diffusion.ipynb #22c016
 @dataclass(frozen=True)
 class DiffusionCfg(Cfg):
     "The continuous-time diffusion of one data set."
-    shift: float = .125        # of the cosine schedule; 0.125 = 32 px / 256 px
-    bias: float = -1.          # centre of the loss weight, in logSNR: errors above it hardly count
-    precond: float = .125      # the network sees `precond * logSNR`, a number of order 1
-    timesteps: int = 1000      # rungs k of the ladder that sampling walks down
+    shift: float = .125        # of the cosine schedule: base resolution / resolution
+    bias: float = -1.          # centre of the loss weight, in logSNR: errors far above it hardly count
+    precond: float = .125      # the network sees precond * logSNR, a number of order 1
+    timesteps: int = 1000      # rungs of the ladder that sampling walks down
 
     @classmethod
-    def re10k(cls): "RealEstate10K at 256 px, the released DFoT."; return cls()
+    def re10k(cls): return cls()                         # 256 px, the released DFoT
     @classmethod
-    def world(cls): "The embedded rooms at 64 px."; return cls(shift=.25, bias=-3.5)
+    def world(cls): return cls(shift=.25, bias=-3.5)     # the embedded rooms, 64 px
 
-# %% ../nbs/22_diffusion.ipynb #22c006
-def ladder(logsnr: Float[Tensor, 'k']) -> dict:   # of every rung, decreasing, float64
-    "Tables `k` of the forward process and of its exact reverse (Ho et al., DDPM, eq. 7), in float64."
+# %% ../nbs/22_diffusion.ipynb #22c020
+def ladder(logsnr: Float[Tensor, 'k']   # of every rung, decreasing, float64
+          ) -> dict:
+    "Tables over k of the forward process, and of its exact reverse `posterior_*` (Ho et al., DDPM, eq. 7)."
     abar = logsnr.sigmoid()
     beta = (1 - torch.cat([abar[:1], abar[1:]/abar[:-1]])).clip(1e-9, 1)
     abar = (1 - beta).cumprod(0)
@@ -49,22 +50,21 @@ def ladder(logsnr: Float[Tensor, 'k']) -> dict:   # of every rung, decreasing, f
     return dict(beta=beta, abar=abar, logsnr=(abar/(1 - abar)).log(), alpha=abar.sqrt(), sigma=(1 - abar).sqrt(), posterior_var=beta*(1 - prev)/(1 - abar),
                 posterior_x0=beta*prev.sqrt()/(1 - abar), posterior_x=(1 - prev)*(1 - beta).sqrt()/(1 - abar))
 
-# %% ../nbs/22_diffusion.ipynb #22c007
+# %% ../nbs/22_diffusion.ipynb #22c027
 def _wide(a, x): return a.reshape(a.shape + (1,)*(x.ndim - a.ndim))
 
 class ContinuousDiffusion:
-    "Noise levels of frames and what follows from them. A level is an int `k` (-1: clean) when sampling, a float time `t` in [0, 1] when training."
+    "Levels of frames and what follows from them. A level is an int k (-1: clean) when sampling, a float time t in [0, 1] when training."
     def __init__(self, cfg: DiffusionCfg = DiffusionCfg()):
-        self.cfg = cfg
+        self.cfg, self._placed = cfg, {}
         self._tables = ladder(self.logsnr(torch.linspace(0, 1, cfg.timesteps, dtype=torch.float64)))
-        self._placed = {}
 
     def logsnr(self, t: Float[Tensor, '*b']) -> Float[Tensor, '*b']:
         "The training schedule: log signal-to-noise ratio at time `t`."
         return cosine_logsnr(t, self.cfg.shift)
 
     def table(self, name: str, device='cpu') -> Float[Tensor, 'k']:
-        "One table of `ladder` in float32, kept on `device`."
+        "A table of `ladder` in float32; kept on every device that asked for it."
         key = name, str(device)
         if key not in self._placed: self._placed[key] = self._tables[name].float().to(device)
         return self._placed[key]
@@ -72,44 +72,44 @@ class ContinuousDiffusion:
     def _at(self, name, k): return self.table(name, k.device)[k.clamp(min=0)]
 
     def alpha_sigma(self, at: Num[Tensor, '*b']) -> tuple[Tensor, Tensor]:
-        "Shares of picture and noise in a frame at `at` (k or t); `k = -1` is (1, 0)."
+        "Shares of picture and noise in a frame at level `at` (k or t)."
         if at.is_floating_point(): return (l := self.logsnr(at)).sigmoid().sqrt(), (-l).sigmoid().sqrt()
         return torch.where(at < 0, 1., self._at('alpha', at)), torch.where(at < 0, 0., self._at('sigma', at))
 
     def net_level(self, at: Num[Tensor, '*b']) -> Float[Tensor, '*b']:
-        "What the network is told. A clean frame is shown as `k = 0`: the network has never seen an infinite SNR."
+        "What the network is told about a frame at level `at` (k or t)."
         return self.cfg.precond*(self.logsnr(at) if at.is_floating_point() else self._at('logsnr', at))
 
-# %% ../nbs/22_diffusion.ipynb #22c008
+# %% ../nbs/22_diffusion.ipynb #22c032
 @patch
 def q_sample(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t'], noise: Float[Tensor, 'b t ...']) -> Float[Tensor, 'b t ...']:
-    "Noise every frame of `x0` to its own level: `alpha x0 + sigma noise`."
+    "Noise every frame to its own level: `alpha x0 + sigma noise`."
     alpha, sigma = (_wide(a, x0) for a in self.alpha_sigma(at))
     return alpha*x0 + sigma*noise
 
 @patch
 def v_target(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t'], noise: Float[Tensor, 'b t ...']) -> Float[Tensor, 'b t ...']:
-    "What the network should answer (Salimans and Ho, Progressive Distillation, appendix D): `alpha noise - sigma x0`."
+    "What the network should answer (Salimans and Ho, Progressive Distillation, section 4): `alpha noise - sigma x0`."
     alpha, sigma = (_wide(a, x0) for a in self.alpha_sigma(at))
     return alpha*noise - sigma*x0
 
-# %% ../nbs/22_diffusion.ipynb #22c009
+# %% ../nbs/22_diffusion.ipynb #22c035
 @patch
 def x0_from_v(self: ContinuousDiffusion, x: Float[Tensor, 'b t ...'], v: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
-    "The clean frame that `v` claims is inside `x`."
+    "The clean frame that `v` claims to be inside `x`."
     alpha, sigma = (_wide(a, x) for a in self.alpha_sigma(at))
     return alpha*x - sigma*v
 
 @patch
 def eps_from_v(self: ContinuousDiffusion, x: Float[Tensor, 'b t ...'], v: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
-    "The noise that `v` claims is inside `x`."
+    "The noise that `v` claims to be inside `x`."
     alpha, sigma = (_wide(a, x) for a in self.alpha_sigma(at))
     return alpha*v + sigma*x
 
-# %% ../nbs/22_diffusion.ipynb #22c010
+# %% ../nbs/22_diffusion.ipynb #22c041
 @patch
 def weight(self: ContinuousDiffusion, t: Float[Tensor, '*b']) -> Float[Tensor, '*b']:
-    "Price of an error of v at time `t`: `sigmoid(bias - logSNR)` on the noise (Kingma and Gao, 2023) times `alpha^2`, since `d eps = alpha d v`."
+    "Price of a squared error of v at time `t`: `sigmoid(bias - logSNR)` (Kingma and Gao, 2023) on the noise, times `alpha^2`."
     l = self.logsnr(t)
     return torch.sigmoid(self.cfg.bias - l)*torch.sigmoid(l)
 
@@ -119,22 +119,23 @@ def loss_map(self: ContinuousDiffusion, v: Float[Tensor, 'b t ...'], x0: Float[T
     "Weighted squared error of every pixel."
     return _wide(self.weight(t), x0)*(v.float() - self.v_target(x0, t, noise))**2
 
+# %% ../nbs/22_diffusion.ipynb #22c047
 @patch
 def loss(self: ContinuousDiffusion,
          v: Float[Tensor, 'b t ...'],              # the network's answer
          x0: Float[Tensor, 'b t ...'],             # clean frames
          noise: Float[Tensor, 'b t ...'],          # the noise that was mixed in
          t: Float[Tensor, 'b t'],                  # time of every frame, in [0, 1]
-         mask: Num[Tensor, 'b t'] | None = None,   # 1: the frame is learnt; 0: it is context or absent
+         mask: Num[Tensor, 'b t'] | None = None    # 1: the frame is learnt; 0: given or absent
         ) -> Float[Tensor, 'b']:
-    "Loss of every clip: the mean of `loss_map` over ALL its frames; masked frames add nothing but are counted."
+    "Loss of every clip: the mean of `loss_map` over all its frames, masked ones counted as 0."
     m = self.loss_map(v, x0, noise, t).flatten(2).mean(2)
     return (m if mask is None else m*mask).mean(1)
 
-# %% ../nbs/22_diffusion.ipynb #22c011
+# %% ../nbs/22_diffusion.ipynb #22c051
 @dataclass
 class Step:
-    "All that a loss term may want to see of one training step."
+    "What happened in a training step."
     x0: Tensor       # b t c h w, normalised clean frames
     x: Tensor        # b t c h w, the same, noised
     t: Tensor        # b t, times in [0, 1]
@@ -145,36 +146,37 @@ class Step:
 
 @patch
 def training_step(self: ContinuousDiffusion,
-                  model,                           # `UViT3DPose`, or anything called as `model(x, levels, cond, control=...)` that answers v
+                  model,                           # called as model(x, levels, cond, control=...), answers v
                   x0: Float[Tensor, 'b t c h w'],  # normalised clean frames
-                  cond,                            # pose condition, handed on to the model
-                  t: Float[Tensor, 'b t'],         # times in [0, 1], drawn by the caller (`tasks.train_levels`)
-                  noise: Float[Tensor, 'b t c h w'],       # drawn by the caller, clip by clip
-                  mask: Num[Tensor, 'b t'] | None = None,  # frames that are learnt
-                  control=None,                    # control of the model, or `fn(x, levels) -> control`
+                  cond,                            # pose condition, handed on
+                  t: Float[Tensor, 'b t'],         # times in [0, 1], e.g. from tasks.train_levels
+                  noise: Float[Tensor, 'b t c h w'],       # standard normal
+                  mask: Num[Tensor, 'b t'] | None = None,  # 1: the frame is learnt
+                  control=None                     # control of the model, or fn(x, levels) -> control
                  ) -> Step:
     "Noise, ask, compare."
     x, levels = self.q_sample(x0, t, noise), self.net_level(t)
     v = model(x, levels, cond, control=control(x, levels) if callable(control) else control)
     return Step(x0, x, t, noise, levels, v, self.loss(v, x0, noise, t, mask))
 
-# %% ../nbs/22_diffusion.ipynb #22c012
+# %% ../nbs/22_diffusion.ipynb #22c057
 @patch
 def ddim_levels(self: ContinuousDiffusion, steps: int) -> Int[Tensor, 'levels']:
     "The `steps + 1` levels visited, upwards: -1 (clean) first, the noisiest rung last."
-    expect(0 < steps <= self.cfg.timesteps, 'steps', f'1 to {self.cfg.timesteps}', steps, 'choose fewer, or a finer ladder by DiffusionCfg(timesteps=...)')
+    expect(0 < steps < self.cfg.timesteps, 'steps', f'1 to {self.cfg.timesteps - 1}', steps, 'choose fewer, or a finer ladder: DiffusionCfg(timesteps=...)')
     return torch.linspace(-1, self.cfg.timesteps - 1, steps + 1).long()
 
+# %% ../nbs/22_diffusion.ipynb #22c060
 @patch
 def ddim_step(self: ContinuousDiffusion,
               v: Float[Tensor, 'b t ...'],           # the network's answer at `cur`
               x: Float[Tensor, 'b t ...'],           # frames at `cur`
-              cur: Int[Tensor, 'b t'],               # level of every frame
-              nxt: Int[Tensor, 'b t'],               # level wanted; frames with `nxt == cur` stay as they are, bit for bit
-              eta: float = 0.,                       # 0: deterministic; 1: as much fresh noise as the posterior has
-              noise: Float[Tensor, 'b t ...'] | None = None,   # fresh noise, needed only when eta > 0
+              cur: Int[Tensor, 'b t'],               # level k of every frame
+              nxt: Int[Tensor, 'b t'],               # level wanted; where it is `cur`, the frame stays as it is
+              eta: float = 0.,                       # 0: deterministic; 1: as much fresh noise as `posterior` has
+              noise: Float[Tensor, 'b t ...'] | None = None   # fresh noise, for eta > 0
              ) -> Float[Tensor, 'b t ...']:
-    "One step of DDIM (Song et al., eq. 12) with a level for every frame: keep the claimed frame, put back less of the claimed noise."
+    "One step of DDIM with a level for every frame: keep the claimed picture, put back less of the claimed noise."
     expect(eta == 0 or noise is not None, 'ddim_step', f'noise like x for eta = {eta}', None, 'pass noise=..., or eta=0')
     v, k = v.float(), cur.clamp(min=0)
     (alpha, sigma), (alpha_n, sigma_n) = self.alpha_sigma(k), self.alpha_sigma(nxt)
@@ -184,9 +186,9 @@ def ddim_step(self: ContinuousDiffusion,
     if eta: y = y + _wide(fresh, x)*noise
     return torch.where(_wide(cur == nxt, x), x, y)
 
-# %% ../nbs/22_diffusion.ipynb #22c013
+# %% ../nbs/22_diffusion.ipynb #22c070
 @patch
 def posterior(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], x: Float[Tensor, 'b t ...'], k: Int[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
-    "Mean and variance of a frame one rung below `x`, given its clean frame (DDPM, eq. 6 and 7)."
+    "Mean and variance of a frame one rung below `x`, given its clean frame."
     mean = _wide(self._at('posterior_x0', k), x0)*x0 + _wide(self._at('posterior_x', k), x)*x
     return mean, _wide(self._at('posterior_var', k), x)
