@@ -1,5 +1,5 @@
 "The pages in a real browser, without internet: every picture has pixels and every plot is drawn."
-import subprocess, sys
+import os, subprocess, sys
 
 import pytest
 from conftest import ROOT, sources
@@ -16,7 +16,7 @@ LOOK = f'''() => ({{
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
     at = sources(tmp_path_factory.mktemp('docs')/'copy')
-    subprocess.run([sys.executable, '.ci/docs'], cwd=at, check=True)
+    subprocess.run([sys.executable, '.ci/docs'], cwd=at, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=True)
     return sorted(p for p in (at/'_docs').rglob('*.html'))
 
 def test_every_picture_appears_offline(pages, chrome):
