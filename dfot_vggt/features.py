@@ -105,9 +105,9 @@ def features(vggt: VGGT,
              layers: tuple) -> Geometry:                                 # VGGT's pairs of blocks, e.g. (3,)
     "Geometry of the known frames, from the known frames."
     index = slots(known_frames(known))
-    return assemble([None]*len(video), vggt, video, cams, index, layers)
+    return assemble([None]*len(video), vggt, video, cams, index, layers, source(vggt, layers))
 
-def assemble(have: list, vggt: VGGT, video, cams, index, layers) -> Geometry:
+def assemble(have: list, vggt: VGGT, video, cams, index, layers: tuple, kind: str) -> Geometry:
     "Geometry from each clip's `(latents s d h w, camera s d)`; clips that have none (`None`) are looked at, grouped by how many frames they know."
     have, count = list(have), (index >= 0).sum(1).tolist()
     rows = torch.arange(len(index), device=index.device)
@@ -120,7 +120,7 @@ def assemble(have: list, vggt: VGGT, video, cams, index, layers) -> Geometry:
     for i, n in enumerate(count):
         if n: latents[i, :n], camera[i, :n] = have[i]
     seen_from = torch.where(index[..., None] >= 0, cams[rows[:, None], index.clamp(min=0)], 0.)
-    return Geometry(latents, camera, seen_from, index, source(vggt, layers))
+    return Geometry(latents, camera, seen_from, index, kind)
 
 # %% ../nbs/31_features.ipynb #31c029
 def place(x: Float[Tensor, 'b s *d'],              # one entry per slot
@@ -166,25 +166,25 @@ class FeatureCache:
         self.vggt, self.layers, self.dtype = vggt, tuple(layers), dtype
         self.root, self.hits, self.misses = Path(root), 0, 0
 
-    def path(self, frames: Float[Tensor, 's c h w']) -> Path:
-        "Where the features of these frames, seen together in this order, are or will be."
+    def path(self, frames: Float[Tensor, 's c h w'], kind: str | None = None) -> Path:
+        "Where the features of these frames, seen together in this order, are or will be. `kind`: the `source`, if it is at hand."
         name = digest(FORMAT, self.dtype, frames.float())
-        return self.root/source(self.vggt, self.layers)/name[:2]/f'{name}.safetensors'
+        return self.root/(kind or source(self.vggt, self.layers))/name[:2]/f'{name}.safetensors'
 
     def get(self, video: Float[Tensor, 'b t c h w'], cams: Float[Tensor, 'b t 16'], known) -> Geometry:
         "As `features`, rounded to `dtype`; only clips that are not stored yet are shown to VGGT."
-        known = known_frames(known)
+        known, kind = known_frames(known), source(self.vggt, self.layers)
         index = slots(known)
-        paths = [self.path(v[k]) if k.any() else None for v, k in zip(video, known)]
+        paths = [self.path(v[k], kind) if k.any() else None for v, k in zip(video, known)]
         have = [p and read_entry(p) for p in paths]
         new = [i for i, (p, h) in enumerate(zip(paths, have)) if p and not h]
         if new:
-            made = assemble([None]*len(new), self.vggt, video[new], cams[new], index[new], self.layers)
+            made = assemble([None]*len(new), self.vggt, video[new], cams[new], index[new], self.layers, kind)
             for j, i in enumerate(new):
                 n = int(made.present[j].sum())
                 have[i] = write_entry(paths[i], made.latents[j, :n], made.camera[j, :n], self.dtype)
         self.misses, self.hits = self.misses + len(new), self.hits + sum(p is not None for p in paths) - len(new)
-        return assemble(have, self.vggt, video, cams, index, self.layers)
+        return assemble(have, self.vggt, video, cams, index, self.layers, kind)
 
 # %% ../nbs/31_features.ipynb #31c042
 def write_entry(path: Path, latents: Float[Tensor, 's d h w'], camera: Float[Tensor, 's d'], dtype):

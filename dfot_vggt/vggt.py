@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .core import Cfg, expect, load_report, read_tensors
 
-# %% ../nbs/30_vggt.ipynb #30c008
+# %% ../nbs/30_vggt.ipynb #30c009
 @dataclass(frozen=True)
 class VGGTCfg(Cfg):
     "Sizes of a VGGT. The defaults are those of the released 1B model."
@@ -49,7 +49,7 @@ class VGGTCfg(Cfg):
     @classmethod
     def tiny(cls): return cls(img_size=112, dim=64, depth=4, heads=4, dino_depth=2, dino_heads=4)
 
-# %% ../nbs/30_vggt.ipynb #30c013
+# %% ../nbs/30_vggt.ipynb #30c014
 def rope_positions(h: int, w: int, special: int) -> Tensor:
     "(row, column) of every token of a frame, `special+h*w 2`: special tokens at (0, 0), patches from (1, 1)."
     patches = torch.cartesian_prod(torch.arange(1, h + 1), torch.arange(1, w + 1))
@@ -70,7 +70,7 @@ def rotate(x: Float[Tensor, 'b k n d'], cos: Tensor, sin: Tensor) -> Float[Tenso
     r1, r2, c1, c2 = x.chunk(4, -1)
     return x*cos + torch.cat([-r2, r1, -c2, c1], -1)*sin
 
-# %% ../nbs/30_vggt.ipynb #30c020
+# %% ../nbs/30_vggt.ipynb #30c021
 class Attention(nn.Module):
     "Multi-head self-attention; optionally LayerNorm over each head of q and k."
     def __init__(self, dim: int, heads: int, qk_norm: bool = False):
@@ -111,7 +111,7 @@ class Block(nn.Module):
         x = x + self.ls1(self.attn(self.norm1(x), rope))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
-# %% ../nbs/30_vggt.ipynb #30c024
+# %% ../nbs/30_vggt.ipynb #30c025
 class PatchEmbed(nn.Module):
     "One token per patch: a convolution whose stride is its kernel; tokens row by row."
     def __init__(self, cfg: VGGTCfg):
@@ -146,7 +146,7 @@ class Dino(nn.Module):
         for block in self.blocks: x = block(x)
         return self.norm(x)[:, 1 + self.register_tokens.shape[1]:]
 
-# %% ../nbs/30_vggt.ipynb #30c026
+# %% ../nbs/30_vggt.ipynb #30c027
 TOKENS = {'cls_token', 'pos_embed', 'register_tokens', 'mask_token', 'camera_token', 'register_token'}
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def random_weights(model: nn.Module, seed: int = 0) -> nn.Module:
         w.copy_(r)
     return model
 
-# %% ../nbs/30_vggt.ipynb #30c031
+# %% ../nbs/30_vggt.ipynb #30c032
 MEAN, STD = (.485, .456, .406), (.229, .224, .225)     # ImageNet, applied inside: images outside are in [0,1]
 
 class Aggregator(nn.Module):
@@ -202,7 +202,7 @@ class Aggregator(nn.Module):
             if i in layers: kept[i] = torch.cat([frame, x], -1)
         return {i: kept[i] for i in layers}
 
-# %% ../nbs/30_vggt.ipynb #30c033
+# %% ../nbs/30_vggt.ipynb #30c034
 def check_images(images: Tensor, patch: int):
     "Raise unless `images` is `b s 3 h w`, finite, in [0,1] (0.001 of slack for half precision), with sides that are multiples of `patch`."
     what = f'images {tuple(images.shape)}'
@@ -238,7 +238,7 @@ class VGGT(nn.Module):
         expect(len(layers) > 0 and all(0 <= i < self.cfg.depth for i in layers), 'layers', f'some of 0..{self.cfg.depth - 1}', tuple(layers), 'choose layers of this model')
         return self.aggregator(images, tuple(layers))
 
-# %% ../nbs/30_vggt.ipynb #30c067
+# %% ../nbs/30_vggt.ipynb #30c068
 HEADS = ('camera_head.', 'depth_head.', 'point_head.', 'track_head.')
 
 def load_vggt(path,                             # `.safetensors`, or a torch file that holds a plain state dict
