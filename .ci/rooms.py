@@ -103,8 +103,9 @@ class Room:
         return found - {self.name}
 
 def read(path):
+    "The cells of a notebook, without those that never run."
     nb = json.loads(Path(path).read_text(encoding='utf8'))
-    return [Cell(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in nb['cells']]
+    return [Cell(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in nb['cells'] if 'eval: false' not in ''.join(c['source'])]
 
 @cache
 def rooms():

@@ -8,13 +8,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 pytestmark = pytest.mark.slow
 
-CELLS = ['''import ipywidgets as W, plotly.graph_objects as go''', '''
-view = go.FigureWidget(go.Scatter(x=[0, 1, 2], y=[0, 0, 0]))
-slider = W.IntSlider(0, 0, 10, description='frame')
-def follow(change):
-    with view.batch_update(): view.data[0].y = [0, change['new'], 2*change['new']]
-slider.observe(follow, 'value')
-W.VBox([slider, view])''', '''print('all cells ran')''']
+CELLS = ['''import torch
+from dfot_vggt.explore import LevelExplorer''', '''
+frame = torch.arange(6.)[:, None, None, None]
+explorer = LevelExplorer(torch.rand(6, 3, 16, 16), {'down.0': (frame + .5).expand(6, 4, 8, 8), 'mid': -frame.expand(6, 9, 4, 4)})
+explorer.box''', '''print('all cells ran')''']                     # the map of `down.0` at frame t is t + .5 everywhere: the page must show it
 
 @pytest.fixture
 def lab(tmp_path):
@@ -56,16 +54,23 @@ def open_and_run(chrome, url, name):
     tab.wait_for_selector('.js-plotly-plot .main-svg', timeout=60000)
     return tab, asked
 
-Y = "Array.from((d => d._inputArray || d)(document.querySelector('.js-plotly-plot').data[0].y))"
+SHOWN = """() => {
+  const plot = document.querySelector('.js-plotly-plot'), plain = a => Array.from(a._inputArray || a)
+  return [plain(plain(plot.data[1].z)[0])[0], plot.layout.title.text]
+}"""
 
-def test_slider_moves_the_plot(lab, chrome, tmp_path):
+def test_a_handle_moves_the_plot(lab, chrome, tmp_path):
     nb = new_notebook(cells=[new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
-    nbformat.write(nb, tmp_path/'widget.ipynb')
-    tab, asked = open_and_run(chrome, lab, 'widget.ipynb')
-    assert tab.evaluate(f'() => {Y}') == [0, 0, 0]
-    tab.locator('.widget-slider .noUi-handle').first.click()
+    nbformat.write(nb, tmp_path/'explore.ipynb')
+    tab, asked = open_and_run(chrome, lab, 'explore.ipynb')
+    assert tab.evaluate(SHOWN) == [.5, 'down.0 · channel 0 of 4 · frame t 0']
+    slider = tab.locator('.widget-slider', has_text='frame t').locator('.noUi-handle')
+    slider.click()
     for _ in range(3): tab.keyboard.press('ArrowRight')
-    tab.wait_for_function(f'() => {Y}[2] == 6', timeout=15000)
-    assert tab.evaluate(f'() => {Y}') == [0, 3, 6]
+    tab.wait_for_function(f"() => ({SHOWN})()[1].endsWith('frame t 3')", timeout=15000)
+    assert tab.evaluate(SHOWN) == [3.5, 'down.0 · channel 0 of 4 · frame t 3'], 'the slider moves the map and its title'
+    tab.locator('.widget-dropdown select').select_option('mid')
+    tab.wait_for_function(f"() => ({SHOWN})()[1].startsWith('mid')", timeout=15000)
+    assert tab.evaluate(SHOWN) == [-3, 'mid · channel 0 of 9 · frame t 3']
     assert not tab.query_selector_all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
     assert all(u.startswith((lab, 'data:', 'blob:', lab.replace('http', 'ws'))) for u in asked), 'nothing is asked for elsewhere'
