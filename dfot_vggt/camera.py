@@ -35,8 +35,9 @@ class Cams:
                'keep cameras out of .half() and .bfloat16()', error=TypeError)
         if x.is_meta: return
         bad = ~(x.isfinite().all(-1) & (x[..., :2] > 0).all(-1))
-        expect(not bad.any(), 'cameras', 'finite numbers with fx, fy > 0', f'{bad.sum()} cameras without (zero padding?)',
-               'repeat the last camera instead of padding with zeros')
+        if bad.any():
+            expect(False, 'cameras', 'finite numbers, fx and fy > 0', f'{int(bad.sum())} without, the first at {bad.nonzero()[0].tolist()}',
+                   'do not pad with zeros: repeat the last camera')
 
     @classmethod
     def make(cls, intr: Float[Tensor, '... 4'], R: Float[Tensor, '*b 3 3'], t: Float[Tensor, '*b 3']):
