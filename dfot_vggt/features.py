@@ -52,7 +52,8 @@ class Geometry:
     def __post_init__(self):
         b_s = tuple(self.index.shape)
         for name in ('latents', 'camera', 'cams'):
-            expect(tuple(getattr(self, name).shape[:2]) == b_s, f'Geometry.{name}', f'b s = {b_s} as in index', tuple(getattr(self, name).shape), 'one row per slot')
+            got = tuple(getattr(self, name).shape)
+            expect(got[:2] == b_s, f'Geometry.{name}', f'b s = {b_s} as in index', got, 'give one row per slot')
 
     @property
     def present(self) -> Bool[Tensor, 'b s']:
@@ -108,7 +109,7 @@ def features(vggt: VGGT,
     return assemble([None]*len(video), vggt, video, cams, index, layers, source(vggt, layers))
 
 def assemble(have: list, vggt: VGGT, video, cams, index, layers: tuple, kind: str) -> Geometry:
-    "Geometry from each clip's `(latents s d h w, camera s d)`; clips that have none (`None`) are looked at, grouped by how many frames they know."
+    "Geometry from each clip's `(latents s d h w, camera s d)`; clips with `None` are looked at, grouped by how many frames they know."
     have, count = list(have), (index >= 0).sum(1).tolist()
     rows = torch.arange(len(index), device=index.device)
     for n in {c for c, h in zip(count, have) if c and h is None}:
@@ -141,7 +142,7 @@ def area_mean(n: int, m: int, like: Tensor) -> Float[Tensor, 'm n']:
     return (part.clamp(min=0)*m/n).to(like.dtype)
 
 def regrid(x: Float[Tensor, '*b h w'], grid: tuple) -> Float[Tensor, '*b h2 w2']:
-    "A map on another grid `(h, w)`: area mean along an axis that becomes coarser, bilinear (corners not aligned) along one that becomes finer."
+    "A map on another grid `(h, w)`: area mean along an axis that becomes coarser, bilinear (corners not aligned) where finer."
     y, (h, w) = x.reshape(-1, 1, *x.shape[-2:]), grid
     if h < y.shape[-2]: y = area_mean(y.shape[-2], h, y) @ y
     if w < y.shape[-1]: y = y @ area_mean(y.shape[-1], w, y).T
@@ -190,7 +191,8 @@ class FeatureCache:
 def write_entry(path: Path, latents: Float[Tensor, 's d h w'], camera: Float[Tensor, 's d'], dtype):
     "Store one entry; return it as it will be read."
     low = dict(latents=latents.to(dtype).cpu().contiguous(), camera=camera.to(dtype).cpu().contiguous())
-    expect(all(v.isfinite().all() for v in low.values()), str(path), f'numbers that fit {dtype}', f'up to {latents.abs().max():.3g}', 'use dtype=torch.bfloat16')
+    expect(all(v.isfinite().all() for v in low.values()), str(path), f'numbers that fit {dtype}', f'up to {latents.abs().max():.3g}',
+           'use dtype=torch.bfloat16')
     with write_aside(path) as tmp: save_file(low, tmp, dict(checksum=digest(*low.values())))
     return [v.float() for v in low.values()]
 

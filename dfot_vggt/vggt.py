@@ -35,9 +35,11 @@ class VGGTCfg(Cfg):
     dino_heads: int = 16       # its attention heads
 
     def __post_init__(self):
-        expect(self.img_size % self.patch == 0, 'VGGTCfg.img_size', f'a multiple of patch={self.patch}', self.img_size, 'change one of them')
-        expect(self.dim % (4*self.heads) == 0, 'VGGTCfg.dim', f'a multiple of 4*heads={4*self.heads} (rows and columns, each in pairs)', self.dim, 'change dim or heads')
-        expect(self.patch_embed in ('dino', 'conv'), 'VGGTCfg.patch_embed', "'dino' or 'conv'", repr(self.patch_embed), 'correct it', error=KeyError)
+        expect(self.img_size % self.patch == 0, 'VGGTCfg.img_size', f'a multiple of patch={self.patch}', self.img_size,
+               'change one of them')
+        expect(self.dim % (4*self.heads) == 0, 'VGGTCfg.dim', f'a multiple of 4*heads={4*self.heads} (rows and columns, each in pairs)',
+               self.dim, 'change dim or heads')
+        expect(self.patch_embed in ('dino', 'conv'), 'VGGTCfg.patch_embed', "'dino' or 'conv'", repr(self.patch_embed), 'correct it')
 
     @property
     def grid(self) -> int: return self.img_size//self.patch     # tokens per side at the trained size
@@ -210,11 +212,13 @@ def check_images(images: Tensor, patch: int):
            f'{images.dtype} with {images.ndim} axes', 'use x.float()/255 for bytes, x[None] for one clip')
     expect(images.shape[1] > 0, what, 'at least 1 frame (s)', 0, 'give VGGT a frame to look at')
     h, w = images.shape[-2:]
-    expect(h > 0 and w > 0 and h % patch == w % patch == 0, what, f'height and width that are multiples of {patch}', f'{h}x{w}', 'use vggt.fit(video)')
+    expect(h > 0 and w > 0 and h % patch == w % patch == 0, what, f'height and width that are multiples of {patch}', f'{h}x{w}',
+           'use vggt.fit(video)')
     if images.is_meta: return
     lo, hi = (v.item() for v in images.detach().aminmax())
     expect(lo == lo, what, 'finite values', 'NaN', 'look for the NaN upstream; VGGT would spread it to every frame')
-    expect(lo >= -1e-3 and hi <= 1 + 1e-3, what, 'values in [0,1]', f'[{lo:.3g}, {hi:.3g}]', 'denormalise or clamp; mean and std are applied inside')
+    expect(lo >= -1e-3 and hi <= 1 + 1e-3, what, 'values in [0,1]', f'[{lo:.3g}, {hi:.3g}]',
+           'denormalise or clamp; mean and std are applied inside')
 
 class VGGT(nn.Module):
     "VGGT with the released checkpoint's names. Today: the aggregator; heads will stand beside it."
@@ -227,7 +231,7 @@ class VGGT(nn.Module):
         "A video at the trained size: bilinear to `img_size` squared, corners not aligned, no antialias (both earlier projects' choice)."
         size = (self.cfg.img_size,)*2
         if video.shape[-2:] == size: return video
-        return rearrange(F.interpolate(video.flatten(0, 1), size, mode='bilinear', align_corners=False), '(b t) c h w -> b t c h w', b=len(video))
+        return F.interpolate(video.flatten(0, 1), size, mode='bilinear', align_corners=False).unflatten(0, video.shape[:2])
 
     def tokens(self,
                images: Float[Tensor, 'b s c h w'],   # RGB in [0,1]; sides are multiples of the patch; the first frame is the reference
@@ -235,7 +239,8 @@ class VGGT(nn.Module):
               ) -> dict:                             # {layer: `b s n 2d`}, n = camera, registers, h*w patches row by row
         "Tokens of the chosen layers: the frame block's and the global block's output side by side."
         check_images(images, self.cfg.patch)
-        expect(len(layers) > 0 and all(0 <= i < self.cfg.depth for i in layers), 'layers', f'some of 0..{self.cfg.depth - 1}', tuple(layers), 'choose layers of this model')
+        expect(len(layers) > 0 and all(0 <= i < self.cfg.depth for i in layers), 'layers', f'some of 0..{self.cfg.depth - 1}',
+               tuple(layers), 'choose layers of this model')
         return self.aggregator(images, tuple(layers))
 
 # %% ../nbs/30_vggt.ipynb #30c068
