@@ -14,7 +14,7 @@ setup(
     name=lib, version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=readme.read_text(encoding='utf8') if readme.exists() else '', long_description_content_type='text/markdown',
-    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: shlex.split(cfg['package_data'])},
+    packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=False, package_data={lib: shlex.split(cfg['package_data'])},
     classifiers=[f"Development Status :: {cfg['status']} - Alpha", 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg['requirements']), extras_require={'dev': shlex.split(cfg['dev_requirements'])},
