@@ -112,16 +112,25 @@ def rooms():
     "All rooms in order of their numbers."
     return [Room(p, read(p)) for p in sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))]
 
+def totals():
+    "Sums over all rooms: lines, exports, tests, pictures."
+    return [sum(n) for n in zip(*((r.lines, len(r.exports), len(r.tests), r.pictures) for r in rooms()))]
+
 def table():
     "The map: one row a room, one total."
     rows = ['| room | what it is | lines | exports | tests | pictures |', '|---|---|--:|--:|--:|--:|']
-    for r in rooms():
-        first = next(o for o in rooms() if o.number//10 == r.number//10)
-        if r is first: rows.append(f'| **{r.number//10} · {CHAPTERS[r.number//10]}** | | | | | |')
-        rows.append(f'| [{r.number:02} {r.name}]({r.path.name}){" ★" if r.spine else ""} | {r.quote} | {r.lines} | '
-                    f'{len(r.exports)} | {len(r.tests)} | {r.pictures} |')
-    n = [sum(f(r) for r in rooms()) for f in (lambda r: r.lines, lambda r: len(r.exports), lambda r: len(r.tests), lambda r: r.pictures)]
-    return '\n'.join(rows + [f'| **{len(rooms())} rooms** | | **{n[0]}** | **{n[1]}** | **{n[2]}** | **{n[3]}** |'])
+    for i, chapter in enumerate(CHAPTERS):
+        here = [r for r in rooms() if r.number//10 == i]
+        if here: rows.append(f'| **{i} · {chapter}** | | | | | |')
+        rows += [f'| [{r.number:02} {r.name}]({r.path.name}){" ★" if r.spine else ""} | {r.quote} | {r.lines} | {len(r.exports)} | {len(r.tests)} | '
+                 f'{r.pictures} |' for r in here]
+    return '\n'.join([*rows, f'| **{len(rooms())} rooms** | | ' + ' | '.join(f'**{n}**' for n in totals()) + ' |'])
+
+def counts():
+    "What the house is proud of, in numbers."
+    lines, exports, tests, pictures = totals()
+    return (f'{len(rooms())} notebooks hold {lines} exported lines: {exports} functions and classes, {tests} cells that can fail '
+            f'({tests/exports:.1f} per export) and {pictures} pictures ({pictures/len(rooms()):.1f} per notebook).')
 
 def edges():
     "`(from, to)` room names: exported imports, without those of core and without those implied by a longer way."
