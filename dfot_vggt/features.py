@@ -99,13 +99,19 @@ def look(vggt: VGGT, frames: Float[Tensor, 'b s c h w'], layers: tuple):
         tokens = torch.cat(list(vggt.tokens(vggt.fit(frames.float()), layers).values()), -1).float()
     return rearrange(tokens[:, :, vggt.cfg.special:], 'b s (h w) d -> b s d h w', h=vggt.cfg.grid), tokens[:, :, 0]
 
+def _aligned(video, cams, known) -> Tensor:
+    "The boolean mask of a window whose parts have the same clips and frames."
+    for name, x in dict(cams=cams, known=known).items():
+        expect(x.shape[:2] == video.shape[:2], f'features: {name}', f'b t = {tuple(video.shape[:2])} as in video', tuple(x.shape), 'pass the whole window')
+    return known_frames(known)
+
 def features(vggt: VGGT,
              video: Float[Tensor, 'b t c h w'],                          # RGB in [0,1]; unknown frames may hold anything, they are not read
              cams: Float[Tensor, 'b t 16'],                              # their cameras
              known: Bool[Tensor, 'b t'] | Int[Tensor, 'b t'],            # which frames may be looked at (`known_frames`)
              layers: tuple) -> Geometry:                                 # VGGT's pairs of blocks, e.g. (3,)
     "Geometry of the known frames, from the known frames."
-    index = slots(known_frames(known))
+    index = slots(_aligned(video, cams, known))
     return assemble([None]*len(video), vggt, video, cams, index, layers, source(vggt, layers))
 
 def assemble(have: list, vggt: VGGT, video, cams, index, layers: tuple, kind: str) -> Geometry:
@@ -174,7 +180,7 @@ class FeatureCache:
 
     def get(self, video: Float[Tensor, 'b t c h w'], cams: Float[Tensor, 'b t 16'], known) -> Geometry:
         "As `features`, rounded to `dtype`; only clips that are not stored yet are shown to VGGT."
-        known, kind = known_frames(known), source(self.vggt, self.layers)
+        known, kind = _aligned(video, cams, known), source(self.vggt, self.layers)
         index = slots(known)
         paths = [self.path(v[k], kind) if k.any() else None for v, k in zip(video, known)]
         have = [p and read_entry(p) for p in paths]
