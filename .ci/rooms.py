@@ -133,8 +133,8 @@ def counts():
             f'({tests/exports:.1f} per export) and {pictures} pictures ({pictures/len(rooms()):.1f} per notebook).')
 
 def edges():
-    "`(from, to)` room names: exported imports, without those of core and without those implied by a longer way."
-    up = {r.name: {n for n in r.imports(exported_only=True) if n != 'core'} for r in rooms()}
+    "`(from, to)` room names: exported imports, but for those of core and show, and those implied by a longer way."
+    up = {r.name: {n for n in r.imports(exported_only=True) if n not in ('core', 'show')} for r in rooms()}
     def reach(n): return set().union(*({m} | reach(m) for m in up.get(n, ())))
     return [(m, n) for n in up for m in up[n] if not any(m in reach(k) for k in up[n] - {m})]
 

@@ -92,8 +92,8 @@ def test_no_debugger_and_no_torchvision(nb):
 
 @each_notebook
 def test_lines_are_readable(nb):
-    long = [l for c in rooms.read(nb) if c.kind == 'code' for l in c.source.splitlines() if len(l) > 160]
-    assert not long, 'over 160 columns (aim at 140):\n' + '\n'.join(long)
+    long = [l for c in rooms.read(nb) if c.kind == 'code' for l in c.source.splitlines() if len(l) > 140]
+    assert not long, 'over 140 columns:\n' + '\n'.join(long)
 
 @each_notebook
 def test_committed_with_outputs_and_without_errors(nb):
