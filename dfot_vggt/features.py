@@ -102,7 +102,8 @@ def look(vggt: VGGT, frames: Float[Tensor, 'b s c h w'], layers: tuple):
 def _aligned(video, cams, known) -> Tensor:
     "The boolean mask of a window whose parts have the same clips and frames."
     for name, x in dict(cams=cams, known=known).items():
-        expect(x.shape[:2] == video.shape[:2], f'features: {name}', f'b t = {tuple(video.shape[:2])} as in video', tuple(x.shape), 'pass the whole window')
+        expect(x.shape[:2] == video.shape[:2], f'features: {name}', f'b t = {tuple(video.shape[:2])} as in video', tuple(x.shape),
+               'pass the whole window')
     return known_frames(known)
 
 def features(vggt: VGGT,

@@ -204,7 +204,7 @@ class Aggregator(nn.Module):
             if i in layers: kept[i] = torch.cat([frame, x], -1)
         return {i: kept[i] for i in layers}
 
-# %% ../nbs/30_vggt.ipynb #30c034
+# %% ../nbs/30_vggt.ipynb #30c036
 def check_images(images: Tensor, patch: int):
     "Raise unless `images` is `b s 3 h w`, finite, in [0,1] (0.001 of slack for half precision), with sides that are multiples of `patch`."
     what = f'images {tuple(images.shape)}'
@@ -243,7 +243,7 @@ class VGGT(nn.Module):
                tuple(layers), 'choose layers of this model')
         return self.aggregator(images, tuple(layers))
 
-# %% ../nbs/30_vggt.ipynb #30c068
+# %% ../nbs/30_vggt.ipynb #30c070
 HEADS = ('camera_head.', 'depth_head.', 'point_head.', 'track_head.')
 
 def load_vggt(path,                             # `.safetensors`, or a torch file that holds a plain state dict
