@@ -6,7 +6,7 @@
 __all__ = ['AXES', 'expect', 'write_aside', 'Cfg', 'build', 'seed_all', 'rng', 'device', 'read_tensors', 'LoadError',
            'LoadReport', 'load_report', 'asset', 'golden', 'named_randn']
 
-# %% ../nbs/00_core.ipynb #00c003
+# %% ../nbs/00_core.ipynb #00c004
 import dataclasses
 import difflib
 import hashlib
@@ -28,11 +28,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-# %% ../nbs/00_core.ipynb #00c006
+# %% ../nbs/00_core.ipynb #00c007
 AXES = dict(b='clip of the batch', t='frame of the window', c='channel', h='row (pixel or grid)', w='column (pixel or grid)',
             l='level of the U-ViT', n='token', d='width of a token', k='attention head', p='3-D point', s='known frame')
 
-# %% ../nbs/00_core.ipynb #00c010
+# %% ../nbs/00_core.ipynb #00c011
 def expect(ok,                   # truthy: nothing happens
            what: str,            # the thing at fault: a file, a tensor, an argument
            expected,             # what would have been right
@@ -42,7 +42,7 @@ def expect(ok,                   # truthy: nothing happens
     "Raise `error('what: expected ..., got ...; way out')` unless `ok`."
     if not ok: raise error(f'{what}: expected {expected}, got {got}; {way_out}')
 
-# %% ../nbs/00_core.ipynb #00c014
+# %% ../nbs/00_core.ipynb #00c015
 @contextmanager
 def write_aside(path):
     "Yield a temporary sibling of `path`; rename it onto `path` if the block succeeds, delete it if not."
@@ -54,7 +54,7 @@ def write_aside(path):
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #00c017
+# %% ../nbs/00_core.ipynb #00c018
 def _nearest(name, names):
     "`' (did you mean ...?)'` for a misspelt name."
     near = difflib.get_close_matches(name, names, 1)
@@ -94,7 +94,7 @@ def _plain(o):
     if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
     return str(o) if isinstance(o, Path) else o
 
-# %% ../nbs/00_core.ipynb #00c019
+# %% ../nbs/00_core.ipynb #00c020
 def build(spec,                                 # dict or path of a YAML file with `_target_`
           prefixes: tuple = ('dfot_vggt.',)):   # modules that a config may name; a caller may widen it, a file cannot
     "Objects from `_target_` dicts. Raises `PermissionError` for a foreign target, `KeyError` for a key that does not exist."
@@ -126,7 +126,7 @@ def _build(o):
     _check_keys(target, kw)
     return target(**kw)
 
-# %% ../nbs/00_core.ipynb #00c027
+# %% ../nbs/00_core.ipynb #00c028
 def seed_all(seed: int):
     "Seed python, numpy and torch: for what belongs to a run, such as initial weights."
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
@@ -136,12 +136,12 @@ def rng(*keys) -> torch.Generator:
     h = hashlib.blake2b('\x1f'.join(map(str, keys)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(h, 'big') >> 1)
 
-# %% ../nbs/00_core.ipynb #00c032
+# %% ../nbs/00_core.ipynb #00c033
 def device() -> torch.device:
     "The accelerator if there is one, else the CPU. Modules never call this; commands and notebooks do, once."
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
 
-# %% ../nbs/00_core.ipynb #00c035
+# %% ../nbs/00_core.ipynb #00c036
 def read_tensors(path) -> dict:
     "Contents of a `.safetensors` file or of a torch file, on the CPU; never runs code from it. Raises `FileNotFoundError`, `ValueError`."
     path = Path(path)
@@ -153,7 +153,7 @@ def read_tensors(path) -> dict:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as e: why, way = f'{type(e).__name__}: {e}', 'it is truncated or not what its name says'
     expect(False, str(path), 'safetensors' if path.suffix == '.safetensors' else 'a torch file of plain tensors', why, way)
 
-# %% ../nbs/00_core.ipynb #00c039
+# %% ../nbs/00_core.ipynb #00c040
 class LoadError(ValueError): "Weights do not fit the module; the message lists which."
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def load_report(module: nn.Module,                  # receives the weights
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False, assign=any(v.is_meta for v in own.values()))
     return LoadReport(source, len(own) - len(missing), tuple(missing), tuple(extra))
 
-# %% ../nbs/00_core.ipynb #00c045
+# %% ../nbs/00_core.ipynb #00c046
 def _package(): return Path(importlib.util.find_spec('dfot_vggt').origin).parent
 
 def asset(name: str) -> Path:
