@@ -80,8 +80,8 @@ class PoseCond:
     "The cameras of a window, prepared once: ray patches pooled to every level, and for each section of blocks its modulation maps."
     def __init__(self, rays: list,           # per level 'b t r h w', r = values of one ray patch
                  proj: nn.Conv2d,            # the convolution that reads them
-                 maps: dict = None,          # {section: [per block 'b t ...']}; None: made on demand and not kept
-                 owner: nn.Module = None):   # the module whose weights made the maps
+                 maps: dict | None = None,   # {section: [per block 'b t ...']}; None: made on demand and not kept
+                 owner: nn.Module | None = None):   # the module whose weights made the maps
         self.rays, self.proj, self.maps, self.owner = rays, proj, maps, owner
 
     def each(self, f):
@@ -264,7 +264,7 @@ def tap_modules(self: UViT3DPose) -> dict:
     levels = {name: [m, *(c for c in m if isinstance(c, (Downsample, Upsample)))] for name, (_, m) in self.sections().items()}
     return {'embed': [self.noise_level_pos_embedding, self.external_cond_embedding, self.embed_input], **levels, 'out': [self.project_output]}
 
-# %% ../nbs/21_uvit.ipynb #21c068
+# %% ../nbs/21_uvit.ipynb #21c070
 def dfot_state(file: dict,                  # contents of a checkpoint
                names: list                  # parameter names of the model, in order
                ) -> dict:                   # module-relative name -> tensor
