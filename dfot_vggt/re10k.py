@@ -89,7 +89,8 @@ def read_npz(path) -> UInt8[np.ndarray, 't 3 h w']:
     "Frames of a small clip stored raw."
     path = Path(path)
     expect(path.is_file(), str(path), 'an npz with `video`', 'no file', 'check the path', error=FileNotFoundError)
-    try: video = np.load(path)['video']
+    try:
+        with np.load(path) as f: video = f['video']
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError, OSError) as e:
         raise ValueError(f'{path}: expected an npz with `video`, got {type(e).__name__}: {e}; it is truncated: write it again') from None
     expect(video.ndim == 4 and video.shape[1] == 3 and video.dtype == np.uint8, str(path), 'uint8 t 3 h w', f'{video.dtype} {video.shape}',
