@@ -102,6 +102,7 @@ class Room:
         found = {m.split('.')[1] for c in self.code if c.exported or not exported_only for m in imported(c.tree) if m.startswith(LIB+'.')}
         return found - {self.name}
 
+@cache
 def read(path):
     "The cells of a notebook, without those that never run."
     nb = json.loads(Path(path).read_text(encoding='utf8'))

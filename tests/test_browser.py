@@ -9,10 +9,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 pytestmark = pytest.mark.slow
 
 CELLS = ['''import torch
-from dfot_vggt.explore import LevelExplorer''', '''
-frame = torch.arange(6.)[:, None, None, None]
+from dfot_vggt.explore import LevelExplorer
+from dfot_vggt.show import lines''', '''
+frame = torch.arange(6.)[:, None, None, None]                            # the map of `down.0` at frame t is t + .5 everywhere
 explorer = LevelExplorer(torch.rand(6, 3, 16, 16), {'down.0': (frame + .5).expand(6, 4, 8, 8), 'mid': -frame.expand(6, 9, 4, 4)})
-explorer.box''', '''print('all cells ran')''']                     # the map of `down.0` at frame t is t + .5 everywhere: the page must show it
+explorer.box''', '''lines(loss=[3., 2., 1.])''', '''print('all cells ran')''']
 
 @pytest.fixture
 def lab(tmp_path):
@@ -51,26 +52,27 @@ def open_and_run(chrome, url, name):
     tab.get_by_role('menuitem', name='Run', exact=True).click()
     tab.get_by_role('menuitem', name='Run All Cells', exact=True).click()
     tab.wait_for_selector('.jp-OutputArea-output:has-text("all cells ran")', timeout=120000)
-    tab.wait_for_selector('.js-plotly-plot .main-svg', timeout=60000)
     return tab, asked
 
-SHOWN = """() => {
-  const plot = document.querySelector('.js-plotly-plot'), plain = a => Array.from(a._inputArray || a)
-  return [plain(plain(plot.data[1].z)[0])[0], plot.layout.title.text]
-}"""
+PLOTS = "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data)"
+SHOWN = f"""() => {{
+  const plot = {PLOTS}.find(p => p.data.some(d => d.type == 'heatmap')), plain = a => Array.from(a._inputArray || a)
+  return plot && [plain(plain(plot.data.find(d => d.type == 'heatmap').z)[0])[0], plot.layout.title.text]
+}}"""
 
-def test_a_handle_moves_the_plot(lab, chrome, tmp_path):
+def test_handles_move_the_plot(lab, chrome, tmp_path):
     nb = new_notebook(cells=[new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
     nbformat.write(nb, tmp_path/'explore.ipynb')
     tab, asked = open_and_run(chrome, lab, 'explore.ipynb')
-    assert tab.evaluate(SHOWN) == [.5, 'down.0 · channel 0 of 4 · frame t 0']
-    slider = tab.locator('.widget-slider', has_text='frame t').locator('.noUi-handle')
-    slider.click()
+    def shows(value, title):
+        tab.wait_for_function(f"() => ({SHOWN})()?.[1] == '{title}'", timeout=60000)
+        assert tab.evaluate(SHOWN) == [value, title], 'the map follows its title'
+    tab.wait_for_function(f"() => {PLOTS}.some(p => p.data.some(d => d.name == 'loss'))", timeout=60000)     # a figure of the house; nothing moves any more
+    shows(.5, 'down.0 · channel 0 of 4 · frame t 0')
+    tab.locator('.widget-slider', has_text='frame t').locator('.noUi-handle').click()
     for _ in range(3): tab.keyboard.press('ArrowRight')
-    tab.wait_for_function(f"() => ({SHOWN})()[1].endsWith('frame t 3')", timeout=15000)
-    assert tab.evaluate(SHOWN) == [3.5, 'down.0 · channel 0 of 4 · frame t 3'], 'the slider moves the map and its title'
+    shows(3.5, 'down.0 · channel 0 of 4 · frame t 3')
     tab.locator('.widget-dropdown select').select_option('mid')
-    tab.wait_for_function(f"() => ({SHOWN})()[1].startsWith('mid')", timeout=15000)
-    assert tab.evaluate(SHOWN) == [-3, 'mid · channel 0 of 9 · frame t 3']
+    shows(-3, 'mid · channel 0 of 9 · frame t 3')
     assert not tab.query_selector_all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
     assert all(u.startswith((lab, 'data:', 'blob:', lab.replace('http', 'ws'))) for u in asked), 'nothing is asked for elsewhere'

@@ -12,6 +12,7 @@ each_room = pytest.mark.parametrize('room', ROOMS, ids=lambda r: r.name)
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 each_notebook = pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
 number = {r.name: r.number for r in ROOMS}
+WHO = packages_distributions()
 
 ini = ConfigParser(delimiters=['='])
 ini.read(ROOT/'settings.ini', encoding='utf8')
@@ -68,10 +69,9 @@ def imports(nb, exported):
 @each_notebook
 def test_every_import_is_declared(nb):
     "What the library imports is in requirements; what tests and pictures import may be in dev_requirements."
-    who = packages_distributions()
     for exported, known in (True, declared('requirements')), (False, declared('requirements') | declared('dev_requirements')):
         for top in imports(nb, exported):
-            assert {d.lower().replace('_', '-') for d in who.get(top, [top])} & known, f'{nb.stem} imports {top}: add it to settings.ini'
+            assert {d.lower().replace('_', '-') for d in WHO.get(top, [top])} & known, f'{nb.stem} imports {top}: add it to settings.ini'
 
 @each_notebook
 def test_imports_live_in_cells_of_their_own(nb):
