@@ -52,15 +52,15 @@ def channel_figure(video: Float[Tensor, 't 3 h w'],  # RGB in [0,1]
     png = base64.b64encode(picture(pixels(video[frame]))._repr_png_()).decode()
     traces = [go.Image(source=f'data:image/png;base64,{png}', hoverinfo='skip'),
               go.Heatmap(z=f32(z), zmin=-most, zmax=most,
-                         colorscale=SIGNED, colorbar=dict(thickness=8, x=.6, len=.9), xaxis='x2', yaxis='y2'),
+                         colorscale=SIGNED, colorbar=dict(thickness=8, x=.59, len=.9), xaxis='x2', yaxis='y2'),
               go.Scatter(y=f32(spread), mode='lines', line=dict(color='#999', width=1), xaxis='x3', yaxis='y3'),
-              go.Scatter(x=[channel], y=[float(spread[channel])], mode='markers', marker_color='#D55E00', marker_size=9, xaxis='x3', yaxis='y3')]
+              go.Scatter(x=[channel], y=[float(spread[channel])], mode='markers', marker_size=9, marker_color='#D55E00', xaxis='x3', yaxis='y3')]
     square = dict(showticklabels=False, ticks='', showgrid=False, constrain='domain')
     down = dict(autorange='reversed', **square)
     return fig(traces, title=f'{level} · channel {channel} of {a.shape[1]} · frame t {frame}', showlegend=False,
                xaxis=dict(domain=[0, .27], **square), yaxis=dict(scaleanchor='x', **down),
                xaxis2=dict(domain=[.31, .58], anchor='y2', **square), yaxis2=dict(anchor='x2', scaleanchor='x2', **down),
-               xaxis3=dict(domain=[.72, 1], anchor='y3', title='channel'),
+               xaxis3=dict(domain=[.77, 1], anchor='y3', title='channel'),
                yaxis3=dict(anchor='x3', title='std over h w', rangemode='tozero'))
 
 # %% ../nbs/50_explore.ipynb #50c020
