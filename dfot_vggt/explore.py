@@ -54,7 +54,7 @@ def channel_figure(video: Float[Tensor, 't 3 h w'],  # RGB in [0,1]
               go.Heatmap(z=f32(z), zmin=-most, zmax=most,
                          colorscale=SIGNED, colorbar=dict(thickness=8, x=.59, len=.9), xaxis='x2', yaxis='y2'),
               go.Scatter(y=f32(spread), mode='lines', line=dict(color='#999', width=1), xaxis='x3', yaxis='y3'),
-              go.Scatter(x=[channel], y=[float(spread[channel])], mode='markers', marker_size=9, marker_color='#D50', xaxis='x3', yaxis='y3')]
+              go.Scatter(x=[channel], y=[float(spread[channel])], mode='markers', marker=dict(size=9), xaxis='x3', yaxis='y3')]
     square = dict(showticklabels=False, ticks='', showgrid=False, constrain='domain')
     down = dict(autorange='reversed', **square)
     return fig(traces, title=f'{level} · channel {channel} of {a.shape[1]} · frame t {frame}', showlegend=False,
