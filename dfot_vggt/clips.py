@@ -170,5 +170,6 @@ def loader(clips: Clips,
           ) -> Iterator[Batch]:
     "Batches without end; batch `k` is the same for any number of workers, and for a run that starts at `k`."
     expect(batch_size % world == 0, 'batch_size', f'a multiple of {world} processes', batch_size, 'every process takes an equal share')
-    yield from DataLoader(clips, batch_sampler=order(len(clips), batch_size, seed, start, rank, world), collate_fn=Batch.cat,
-                          num_workers=workers, timeout=timeout if workers else 0)
+    batches = order(len(clips), batch_size, seed, start, rank, world)
+    try: yield from DataLoader(clips, batch_sampler=batches, collate_fn=Batch.cat, num_workers=workers, timeout=timeout if workers else 0)
+    except Exception as e: raise e.with_traceback(None) if workers else e   # the message holds the worker's; ours keeps it alive
