@@ -264,7 +264,7 @@ def tap_modules(self: UViT3DPose) -> dict:
     levels = {name: [m, *(c for c in m if isinstance(c, (Downsample, Upsample)))] for name, (_, m) in self.sections().items()}
     return {'embed': [self.noise_level_pos_embedding, self.external_cond_embedding, self.embed_input], **levels, 'out': [self.project_output]}
 
-# %% ../nbs/21_uvit.ipynb #21c070
+# %% ../nbs/21_uvit.ipynb #21c074
 def dfot_state(file: dict,                  # contents of a checkpoint
                names: list                  # parameter names of the model, in order
                ) -> dict:                   # module-relative name -> tensor
