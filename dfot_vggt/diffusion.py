@@ -47,8 +47,9 @@ def ladder(logsnr: Float[Tensor, 'k']   # of every rung, decreasing, float64
     beta = (1 - torch.cat([abar[:1], abar[1:]/abar[:-1]])).clip(1e-9, 1)
     abar = (1 - beta).cumprod(0)
     prev = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
-    return dict(beta=beta, abar=abar, logsnr=(abar/(1 - abar)).log(), alpha=abar.sqrt(), sigma=(1 - abar).sqrt(), posterior_var=beta*(1 - prev)/(1 - abar),
-                posterior_x0=beta*prev.sqrt()/(1 - abar), posterior_x=(1 - prev)*(1 - beta).sqrt()/(1 - abar))
+    return dict(beta=beta, abar=abar, logsnr=(abar/(1 - abar)).log(), alpha=abar.sqrt(), sigma=(1 - abar).sqrt(),
+                posterior_x0=beta*prev.sqrt()/(1 - abar), posterior_x=(1 - prev)*(1 - beta).sqrt()/(1 - abar),
+                posterior_var=beta*(1 - prev)/(1 - abar))
 
 # %% ../nbs/22_diffusion.ipynb #22c027
 def _wide(a, x): return a.reshape(a.shape + (1,)*(x.ndim - a.ndim))
@@ -82,26 +83,30 @@ class ContinuousDiffusion:
 
 # %% ../nbs/22_diffusion.ipynb #22c032
 @patch
-def q_sample(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t'], noise: Float[Tensor, 'b t ...']) -> Float[Tensor, 'b t ...']:
+def q_sample(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t'],
+             noise: Float[Tensor, 'b t ...']) -> Float[Tensor, 'b t ...']:
     "Noise every frame to its own level: `alpha x0 + sigma noise`."
     alpha, sigma = (_wide(a, x0) for a in self.alpha_sigma(at))
     return alpha*x0 + sigma*noise
 
 @patch
-def v_target(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t'], noise: Float[Tensor, 'b t ...']) -> Float[Tensor, 'b t ...']:
+def v_target(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t'],
+             noise: Float[Tensor, 'b t ...']) -> Float[Tensor, 'b t ...']:
     "What the network should answer (Salimans and Ho, Progressive Distillation, section 4): `alpha noise - sigma x0`."
     alpha, sigma = (_wide(a, x0) for a in self.alpha_sigma(at))
     return alpha*noise - sigma*x0
 
 # %% ../nbs/22_diffusion.ipynb #22c035
 @patch
-def x0_from_v(self: ContinuousDiffusion, x: Float[Tensor, 'b t ...'], v: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
+def x0_from_v(self: ContinuousDiffusion, x: Float[Tensor, 'b t ...'], v: Float[Tensor, 'b t ...'],
+              at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
     "The clean frame that `v` claims to be inside `x`."
     alpha, sigma = (_wide(a, x) for a in self.alpha_sigma(at))
     return alpha*x - sigma*v
 
 @patch
-def eps_from_v(self: ContinuousDiffusion, x: Float[Tensor, 'b t ...'], v: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
+def eps_from_v(self: ContinuousDiffusion, x: Float[Tensor, 'b t ...'], v: Float[Tensor, 'b t ...'],
+               at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
     "The noise that `v` claims to be inside `x`."
     alpha, sigma = (_wide(a, x) for a in self.alpha_sigma(at))
     return alpha*v + sigma*x
@@ -163,7 +168,8 @@ def training_step(self: ContinuousDiffusion,
 @patch
 def ddim_levels(self: ContinuousDiffusion, steps: int) -> Int[Tensor, 'levels']:
     "The `steps + 1` levels visited, upwards: -1 (clean) first, the noisiest rung last."
-    expect(0 < steps < self.cfg.timesteps, 'steps', f'1 to {self.cfg.timesteps - 1}', steps, 'choose fewer, or a finer ladder: DiffusionCfg(timesteps=...)')
+    expect(0 < steps < self.cfg.timesteps, 'steps', f'1 to {self.cfg.timesteps - 1}', steps,
+           'choose fewer, or a finer ladder: DiffusionCfg(timesteps=...)')
     return torch.linspace(-1, self.cfg.timesteps - 1, steps + 1).long()
 
 # %% ../nbs/22_diffusion.ipynb #22c060
@@ -188,7 +194,8 @@ def ddim_step(self: ContinuousDiffusion,
 
 # %% ../nbs/22_diffusion.ipynb #22c070
 @patch
-def posterior(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], x: Float[Tensor, 'b t ...'], k: Int[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
+def posterior(self: ContinuousDiffusion, x0: Float[Tensor, 'b t ...'], x: Float[Tensor, 'b t ...'],
+              k: Int[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
     "Mean and variance of a frame one rung below `x`, given its clean frame."
     mean = _wide(self._at('posterior_x0', k), x0)*x0 + _wide(self._at('posterior_x', k), x)*x
     return mean, _wide(self._at('posterior_var', k), x)

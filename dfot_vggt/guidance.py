@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -50,7 +49,8 @@ class HistoryGuidance(Cfg):
         total = {}
         for b in self.branches: total[b.history, b.pose] = total.get((b.history, b.pose), 0) + b.weight
         merged = tuple(Branch(w, *way) for way, w in total.items() if w)
-        expect(abs(sum(b.weight for b in merged) - 1) < 1e-6, 'guidance', 'weights that sum to 1', [b.weight for b in merged], 'change a weight')
+        weights = [b.weight for b in merged]
+        expect(abs(sum(weights) - 1) < 1e-6, 'guidance', 'weights that sum to 1', weights, 'change a weight')
         object.__setattr__(self, 'branches', merged)
 
     @property
@@ -79,7 +79,8 @@ class HistoryGuidance(Cfg):
             noised = (mask > 0).view(*mask.shape, *[1]*(x.ndim - 2))
             xs.append(x if k < 0 else torch.where(noised, diffusion.q_sample(x, ks[-1], noise(j)), x))
         hide = torch.tensor([not b.pose for b in self.branches], device=x.device)
-        return Questions(torch.stack(xs, 1).flatten(0, 1), torch.stack(ks, 1).flatten(0, 1), repeat(hide, 'n -> (b n)', b=len(x)) if hide.any() else None)
+        hide = hide.repeat(len(x)) if hide.any() else None
+        return Questions(torch.stack(xs, 1).flatten(0, 1), torch.stack(ks, 1).flatten(0, 1), hide)
 
     def compose(self, y: Float[Tensor, 'bn t ...']) -> Float[Tensor, 'b t ...']:
         "The weighted sum of the branches' answers."
@@ -94,6 +95,6 @@ def draw_guidance(guidance: HistoryGuidance, mask: Int[Tensor, 't']   # of one c
     past = mask != ASKED
     noise = torch.tensor([[b.history]*len(mask) for b in guidance.branches]).masked_fill(~past, torch.nan)
     text = [['clean' if p and b.history == 0 else f'{b.history:g}' if p else 'asked' for p in past] for b in guidance.branches]
-    return fig(go.Heatmap(z=noise.numpy(), y=names, text=text, texttemplate='%{text}', zmin=-.2, zmax=1.3, colorscale='Greys', xgap=2, ygap=2,
-                          showscale=False), xaxis=dict(title='frame t', dtick=1), yaxis=dict(autorange='reversed', type='category'),
-               height=110 + 36*guidance.nfe, margin=dict(t=12))
+    return fig(go.Heatmap(z=noise.numpy(), y=names, text=text, texttemplate='%{text}', zmin=-.2, zmax=1.3, colorscale='Greys',
+                          xgap=2, ygap=2, showscale=False), xaxis=dict(title='frame t', dtick=1),
+               yaxis=dict(autorange='reversed', type='category'), height=110 + 36*guidance.nfe, margin=dict(t=12))

@@ -41,10 +41,12 @@ def imagine(model,                                  # `UViT3DPose` in eval mode
     "A window with its asked frames filled in; the others are returned bit for bit."
     known, (b, t) = (mask > 0)[..., None, None, None], mask.shape
     keys, index = list(keys or map(str, range(b))), list(index or range(t))
-    expect((len(keys), len(index)) == (b, t), 'imagine', f'{b} keys (b) and {t} frame numbers (t)', (len(keys), len(index)), 'name every clip and frame')
+    expect((len(keys), len(index)) == (b, t), 'imagine', f'{b} keys (b) and {t} frame numbers (t)', (len(keys), len(index)),
+           'name every clip and frame')
     video = torch.where(known, video, 0.)
-    x = sample_window(model, diffusion, model.normalise(video), mask, model.pose_cond(cams), frame_noise((seed, index[0]), keys, index, video.shape[2:]),
-                      steps, guidance, lag, control=geometry and geometry(video, cams, mask), on_step=on_step)
+    noise, control = frame_noise((seed, index[0]), keys, index, video.shape[2:]), geometry and geometry(video, cams, mask)
+    x = sample_window(model, diffusion, model.normalise(video), mask, model.pose_cond(cams), noise, steps, guidance, lag, control=control,
+                      on_step=on_step)
     return torch.where(known, video, model.denormalise(x).clamp(0, 1))
 
 # %% ../nbs/26_rollout.ipynb #26c015
@@ -57,7 +59,8 @@ def step(model, diffusion: ContinuousDiffusion,
         ) -> Float[Tensor, 'b a c h w']:         # RGB in [0, 1], a = n - s
     "The next frames, for the next cameras."
     (b, s), n, t = frames.shape[:2], cams.shape[1], model.cfg.frames
-    expect(0 < s < n, 'step', f'cameras of the {s} frames so far and of at least one more', n, 'pass at least one frame, and its camera with the next')
+    expect(0 < s < n, 'step', f'cameras of the {s} frames so far and of at least one more', n,
+           'pass at least one frame, and its camera with the next')
     expect(n - s < t, 'step', f'at most {t - 1} next frames in a window of {t} (t)', n - s, 'call step several times, or rollout')
     cut, wait = max(0, n - t), max(0, t - n)
     index = list(index or range(n))[cut:]

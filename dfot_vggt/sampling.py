@@ -81,7 +81,8 @@ def sample_window(model,                                  # answers v: model(x, 
                  ) -> Float[Tensor, 'b t c h w']:
     "Imagine the asked frames of one window; the others come back bit for bit."
     expect(not model.training, 'sample_window', 'a model in eval mode', 'training mode, with dropout', 'call model.eval()')
-    expect(mask.min() >= 0, 'mask', 'a full window: 0 asked, 1 given, 2 generated earlier', 'padding (-1)', 'fill the window, as rollout.step does')
+    expect(mask.min() >= 0, 'mask', 'a full window: 0 asked, 1 given, 2 generated earlier', 'padding (-1)',
+           'fill the window, as rollout.step does')
     x = torch.where((mask > 0)[..., None, None, None], context, noise('init').to(context))
     rows = diffusion.ddim_levels(steps)[scheduling_matrix(steps, mask.shape[1], lag)].to(mask.device)
     rows = torch.where(mask > 0, -1, rows[:, None])                                 # m b t
