@@ -6,7 +6,7 @@
 __all__ = ['Cams', 'look_at', 'rays', 'normalise_by_first', 'plucker', 'octaves', 'ray_encoding', 'project', 'unproject',
            'interpolate_cams', 'flip_cams']
 
-# %% ../nbs/10_camera.ipynb #10c004
+# %% ../nbs/10_camera.ipynb #10c003
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from torch import Tensor
 from jaxtyping import Bool, Float
 from .core import expect
 
-# %% ../nbs/10_camera.ipynb #10c009
+# %% ../nbs/10_camera.ipynb #10c008
 def _exact(x: Tensor):
     "Autocast off: poses never take part in mixed precision."
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
-# %% ../nbs/10_camera.ipynb #10c010
+# %% ../nbs/10_camera.ipynb #10c009
 @dataclass(frozen=True)
 class Cams:
     "Names for the 16 numbers of a camera; a view, nothing is copied. Raises on wrong width, half precision, NaN, focal length <= 0."
@@ -56,7 +56,7 @@ class Cams:
         with _exact(self.data): return -torch.einsum('...ij,...i->...j', self.R, self.t)
     def relative(self) -> 'Cams': return Cams(normalise_by_first(self.data))
 
-# %% ../nbs/10_camera.ipynb #10c017
+# %% ../nbs/10_camera.ipynb #10c016
 def look_at(eye: Float[Tensor, '*b 3'],      # position of the camera
             target: Float[Tensor, '*b 3'],   # world point in the middle of the image
             up=(0., -1., 0.),                # world direction that is up in the image (y points down, as in OpenCV)
@@ -71,7 +71,7 @@ def look_at(eye: Float[Tensor, '*b 3'],      # position of the camera
     R = torch.stack([x, torch.linalg.cross(z, x), z], -2)
     with _exact(z): return Cams.make(z.new_tensor(intr), R, -(R@eye[..., None])[..., 0]).data
 
-# %% ../nbs/10_camera.ipynb #10c021
+# %% ../nbs/10_camera.ipynb #10c020
 def rays(cams: Float[Tensor, '*b 16'],
          h: int,                # rows; pixel centres at +0.5
          w: int                 # columns
@@ -83,7 +83,7 @@ def rays(cams: Float[Tensor, '*b 16'],
     x, y = torch.broadcast_tensors((u - cx)/fx, (v - cy)/fy)
     with _exact(cams): return c.centre, torch.einsum('...ij,...hwi->...hwj', c.R, torch.stack([x, y, torch.ones_like(x)], -1))
 
-# %% ../nbs/10_camera.ipynb #10c030
+# %% ../nbs/10_camera.ipynb #10c029
 def normalise_by_first(cams: Float[Tensor, '*b t 16']) -> Float[Tensor, '*b t 16']:
     "The same cameras in the coordinates of frame 0 of the window: its R becomes I, its t becomes 0."
     c = Cams(cams)
@@ -92,14 +92,14 @@ def normalise_by_first(cams: Float[Tensor, '*b t 16']) -> Float[Tensor, '*b t 16
         t = c.t - (R@c.t[..., :1, :, None])[..., 0]
     return Cams.make(c.intr, R, t).data
 
-# %% ../nbs/10_camera.ipynb #10c036
+# %% ../nbs/10_camera.ipynb #10c035
 def plucker(cams: Float[Tensor, '*b 16'], h: int, w: int) -> Float[Tensor, '*b 6 {h} {w}']:
     "Plücker coordinates of each pixel's line: unit direction, then moment origin x direction."
     origin, d = rays(cams, h, w)
     d = d/d.norm(dim=-1, keepdim=True)
     return torch.cat([d, torch.linalg.cross(origin[..., None, None, :].expand_as(d), d)], -1).movedim(-1, -3)
 
-# %% ../nbs/10_camera.ipynb #10c043
+# %% ../nbs/10_camera.ipynb #10c042
 def octaves(x: Float[Tensor, '*b 3'],
             freqs: int = 15   # number of octaves: periods 2, 1, 1/2, ... 2^(2-freqs)
            ) -> Float[Tensor, '*b c']:
@@ -107,7 +107,7 @@ def octaves(x: Float[Tensor, '*b 3'],
     a = (x[..., None]*(2.**torch.arange(freqs, device=x.device)*math.pi).to(x.dtype)).flatten(-2)
     return torch.sin(torch.cat([a, a + math.pi/2], -1))
 
-# %% ../nbs/10_camera.ipynb #10c047
+# %% ../nbs/10_camera.ipynb #10c046
 @torch.no_grad()
 def ray_encoding(cams: Float[Tensor, '*b t 16'],
                  h: int,            # rows of the map
@@ -119,7 +119,7 @@ def ray_encoding(cams: Float[Tensor, '*b t 16'],
     o, d = octaves(origin, freqs), octaves(direction, freqs).movedim(-1, -3)
     return torch.cat([o[..., None, None].expand_as(d), d], -3)
 
-# %% ../nbs/10_camera.ipynb #10c059
+# %% ../nbs/10_camera.ipynb #10c058
 def project(points: Float[Tensor, '... 3'],   # world points; leading axes start with those of `cams`
             cams: Float[Tensor, '*b 16']
            ) -> tuple[Float[Tensor, '... 2'], Float[Tensor, '...']]:   # uv, in [0,1] inside the image; depth along the axis, > 0 in front
@@ -130,14 +130,14 @@ def project(points: Float[Tensor, '... 3'],   # world points; leading axes start
     intr, z = c.intr.reshape(*lead, 4), p[..., 2]
     return p[..., :2]/torch.where(z.abs() < 1e-8, 1e-8, z)[..., None]*intr[..., :2] + intr[..., 2:], z
 
-# %% ../nbs/10_camera.ipynb #10c060
+# %% ../nbs/10_camera.ipynb #10c059
 def unproject(depth: Float[Tensor, '*b h w'],   # along the optical axis, not along the ray
               cams: Float[Tensor, '*b 16']) -> Float[Tensor, '*b h w 3']:
     "World point seen by each pixel; the inverse of `project`."
     origin, direction = rays(cams, *depth.shape[-2:])
     return origin[..., None, None, :] + depth[..., None]*direction
 
-# %% ../nbs/10_camera.ipynb #10c066
+# %% ../nbs/10_camera.ipynb #10c065
 def interpolate_cams(cams: Float[Tensor, '*b t 16'],
                      known: Bool[Tensor, '*b t']   # True where the camera is to be kept
                     ) -> Float[Tensor, '*b t 16']:
@@ -152,7 +152,7 @@ def interpolate_cams(cams: Float[Tensor, '*b t 16'],
     with _exact(cams): R = roma.rotvec_to_rotmat(u*roma.rotmat_to_rotvec(b.R@a.R.mT))@a.R
     return torch.where(known[..., None], cams, Cams.make(torch.lerp(a.intr, b.intr, u), R, torch.lerp(a.t, b.t, u)).data)
 
-# %% ../nbs/10_camera.ipynb #10c070
+# %% ../nbs/10_camera.ipynb #10c069
 def flip_cams(cams: Float[Tensor, '*b 16']) -> Float[Tensor, '*b 16']:
     "Cameras of the mirrored video: cx -> 1 - cx and the world's x axis turned round."
     sign = cams.new_ones(16)
