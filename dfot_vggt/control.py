@@ -103,16 +103,19 @@ def fixed(self: ControlNet, cams, cond, geometry) -> Fixed:
 def _check(self: ControlNet, g, t):
     "The border: widths and places."
     for name, width, axes in (('latents', self.cfg.latent, 'b s d h w'), ('camera', self.cfg.camera, 'b s d')):
-        expect(getattr(g, name).shape[2] == width, f'ControlNet: geometry.{name}', f"'{axes}' with d = {width}", tuple(getattr(g, name).shape),
+        expect(getattr(g, name).shape[2] == width, f'ControlNet: geometry.{name}', f"'{axes}' with d = {width}",
+               tuple(getattr(g, name).shape),
                'use the VGGT layers that ControlCfg was made for')
-    expect(bool((g.index < t).all()), 'ControlNet: geometry.index', f'places below {t} frames (t)', int(g.index.max()), 'index counts frames of this window')
+    expect(bool((g.index < t).all()), 'ControlNet: geometry.index', f'places below {t} frames (t)', int(g.index.max()),
+           'index counts frames of this window')
 
 # %% ../nbs/32_control.ipynb #32c014
 @patch
 def walk(self: ControlNet, x, noise_levels, fixed: Fixed, cond_mask=None) -> dict:
     "{outlet: activation of the copies '(b t) c h w'}, before the zero connections."
     n, rest = divmod(len(x), len(fixed.camera))
-    expect(n and not rest, 'ControlNet: x', f'a multiple of {len(fixed.camera)} clips (b), one row per branch', len(x), 'compute geometry for these clips')
+    expect(n and not rest, 'ControlNet: x', f'a multiple of {len(fixed.camera)} clips (b), one row per branch', len(x),
+           'compute geometry for these clips')
     def each(m): return m.repeat_interleave(n, 0)
     pose = fixed.pose.repeat(len(x)//len(fixed.pose))
     with torch.no_grad():
@@ -140,7 +143,8 @@ class Probe(NamedTuple):
 
     def control(self, net, **kw) -> dict: return net(self.x, self.noise_levels, self.cams, None, kw.get('geometry', self.geometry))
     def base(self, net, **kw): return net.base(self.x, self.noise_levels, net.base.rays(self.cams), **kw)
-    def walk(self, net, **kw) -> dict: return net.walk(self.x, self.noise_levels, net.fixed(self.cams, None, kw.get('geometry', self.geometry)))
+    def walk(self, net, **kw) -> dict: return net.walk(self.x, self.noise_levels,
+                                                       net.fixed(self.cams, None, kw.get('geometry', self.geometry)))
 
 COPIES = 'down_blocks.', 'mid_blocks.'
 
@@ -173,7 +177,8 @@ def alive(net, probe: Probe, steps: int = 2) -> list:
     life = train_a_little(both, probe, steps)
     with torch.no_grad():
         for n, p in both.named_parameters(): p.copy_(start[n]); p.grad = None
-    return [f'{n} never moved' for n in life.stuck] + [f'{n} moved though frozen' for n in life.frozen_moved] + [f'{n} is not finite' for n in life.broken]
+    faults = {'never moved': life.stuck, 'moved though frozen': life.frozen_moved, 'is not finite': life.broken}
+    return [f'{n} {fault}' for fault, names in faults.items() for n in names]
 
 def train_a_little(both, probe: Probe, steps: int):
     "`Liveness` of some steps towards a random target."
@@ -239,7 +244,8 @@ def branches(net, probe: Probe, n: int = 3) -> list:
         except (ValueError, RuntimeError) as e: return [f'{n} branches raise {type(e).__name__}']
         once = probe.control(net)
     t = probe.x.shape[1]
-    return [f'{k} differs between branches' for k in once if not torch.allclose(many[k].unflatten(0, (-1, n, t)), once[k].unflatten(0, (-1, 1, t)), atol=1e-4, rtol=1e-3)]
+    return [f'{k} differs between branches' for k in once if not torch.allclose(many[k].unflatten(0, (-1, n, t)),
+                                                                                once[k].unflatten(0, (-1, 1, t)), atol=1e-4, rtol=1e-3)]
 
 @torch.no_grad()
 def saved(net, probe: Probe) -> list:
@@ -260,7 +266,8 @@ def no_leak(net, probe: Probe,
             known: Bool[Tensor, 'b t']) -> list:    # which frames may be looked at
     "Other pixels in the unknown frames: not one bit of the control changes. The noisy input `probe.x` stays what it is."
     other = torch.where(known[:, :, None, None, None], video, torch.rand(video.shape, generator=rng('leak')).to(video))
-    with awake(net): was, now = ({k: c for k, c in probe.control(net, geometry=features(v, probe.cams, known)).items()} for v in (video, other))
+    with awake(net): was, now = ({k: c for k, c in probe.control(net, geometry=features(v, probe.cams,
+                                                                                        known)).items()} for v in (video, other))
     return [f'{k} sees unknown frames' for k in was if not torch.equal(was[k], now[k])]
 
 # %% ../nbs/32_control.ipynb #32c039

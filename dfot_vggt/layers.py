@@ -74,10 +74,12 @@ def rope_pairs(dim: int) -> tuple:   # head width d, even
 def rope_table(dim: int, t: int, h: int, w: int, device=None, theta: float = 10000.) -> Complex[Tensor, 'n p']:
     "Unit complex numbers `exp(i angle)` for the tokens of a `t h w` grid, flattened in that order; `p = dim/2`."
     expect(dim % 2 == 0, 'rope_table', 'an even head width (d)', dim, 'choose heads so that channels/heads is even')
-    angles = [torch.arange(size, device=device, dtype=torch.float32)[:, None]*theta**(-torch.arange(pairs, device=device, dtype=torch.float32)/pairs)
+    angles = [torch.arange(size, device=device, dtype=torch.float32)[:, None]*theta**(-torch.arange(pairs, device=device,
+                                                                                                    dtype=torch.float32)/pairs)
               for size, pairs in zip((t, h, w), rope_pairs(dim))]
     a, b, c = (torch.polar(torch.ones_like(x), x) for x in angles)
-    table = torch.cat((a[:, None, None].expand(-1, h, w, -1), b[None, :, None].expand(t, -1, w, -1), c[None, None].expand(t, h, -1, -1)), -1)
+    table = torch.cat((a[:, None, None].expand(-1, h, w, -1), b[None, :, None].expand(t, -1, w, -1), c[None, None].expand(t, h, -1, -1)),
+                      -1)
     return table.reshape(t*h*w, dim//2)
 
 # %% ../nbs/20_layers.ipynb #20c027
@@ -169,7 +171,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c_next, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h2 w2']: return F.interpolate(self.conv(x), scale_factor=2, mode='nearest')
+    def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h2 w2']: return F.interpolate(self.conv(x), scale_factor=2,
+                                                                                                        mode='nearest')
 
 class Patch(nn.Module):
     "Cut into `p` x `p` patches and project each: a convolution with stride `p`."

@@ -46,12 +46,15 @@ class UViTCfg(Cfg):
     def __post_init__(self):
         L = len(self.channels)
         for name, n in dict(blocks=L, updown=L - 1, dropout=L).items():
-            expect(len(getattr(self, name)) == n, f'UViTCfg.{name}', f'{n} entries for {L} levels', getattr(self, name), 'one entry per level')
-        expect(L > 1 and self.size % (self.patch << (L - 1)) == 0, 'UViTCfg.size', f'a multiple of {self.patch << (L - 1)} (patch * 2^{L - 1})', self.size,
+            expect(len(getattr(self, name)) == n, f'UViTCfg.{name}', f'{n} entries for {L} levels', getattr(self, name),
+                   'one entry per level')
+        expect(L > 1 and self.size % (self.patch << (L - 1)) == 0, 'UViTCfg.size',
+               f'a multiple of {self.patch << (L - 1)} (patch * 2^{L - 1})', self.size,
                'change size, patch or the number of levels')
         for c, kind in zip(self.channels, self.blocks):
             by = dict(R=32, T=2*self.heads).get(kind)
-            expect(by and c % by == 0, 'UViTCfg.channels', f'R levels divisible by 32, T levels by 2*heads = {2*self.heads}', (kind, c), 'change the width')
+            expect(by and c % by == 0, 'UViTCfg.channels', f'R levels divisible by 32, T levels by 2*heads = {2*self.heads}', (kind, c),
+                   'change the width')
 
     @property
     def levels(self) -> int: return len(self.channels)
@@ -65,15 +68,18 @@ class UViTCfg(Cfg):
     def tiny(cls, **kw): return cls().replace(**kw)
     @classmethod
     def world(cls, **kw):
-        return cls(channels=(64, 128, 256), blocks=('R', 'R', 'T'), updown=(1, 2), mid=6, heads=4, patch=2, dropout=(0., 0., 0.)).replace(**kw)
+        return cls(channels=(64, 128, 256), blocks=('R', 'R', 'T'), updown=(1, 2), mid=6, heads=4, patch=2,
+                   dropout=(0., 0., 0.)).replace(**kw)
     @classmethod
     def re10k(cls, **kw):
-        return cls(channels=(128, 256, 576, 1152), blocks=('R', 'R', 'T', 'T'), updown=(3, 3, 6), mid=20, heads=9, emb=1024, patch=2, size=256, freqs=15,
+        return cls(channels=(128, 256, 576, 1152), blocks=('R', 'R', 'T', 'T'), updown=(3, 3, 6), mid=20, heads=9, emb=1024, patch=2,
+                   size=256, freqs=15,
                    cond_patch=2, dropout=(0., 0., .1, .1), mean=(.577, .517, .461), std=(.249, .249, .268)).replace(**kw)
     @classmethod
     def mid_size(cls, **kw): return cls.re10k(channels=(64, 128, 256, 512), updown=(2, 2, 2), mid=4, heads=8, size=64).replace(**kw)
     @classmethod
-    def golden(cls, **kw): return cls.re10k(channels=(32, 64, 96, 128), updown=(1, 1, 2), mid=2, heads=4, emb=64, size=32, frames=4).replace(**kw)
+    def golden(cls, **kw):
+        return cls.re10k(channels=(32, 64, 96, 128), updown=(1, 1, 2), mid=2, heads=4, emb=64, size=32, frames=4).replace(**kw)
 
 # %% ../nbs/21_uvit.ipynb #21c010
 class PoseCond:
@@ -86,21 +92,22 @@ class PoseCond:
 
     def each(self, f):
         "Apply `f` to every tensor; the first axis is b."
-        return PoseCond([f(r) for r in self.rays], self.proj, self.maps and {k: [f(m) for m in v] for k, v in self.maps.items()}, self.owner)
+        maps = self.maps and {k: [f(m) for m in v] for k, v in self.maps.items()}
+        return PoseCond([f(r) for r in self.rays], self.proj, maps, self.owner)
 
     def repeat(self, n: int): return self.each(lambda x: x.repeat_interleave(n, 0))   # row b*n + branch, as guidance orders its branches
     def __getitem__(self, clips): return self.each(lambda x: x[clips])
     def __len__(self) -> int: return len(self.rays[0])
 
     def of(self, section: str, level, size: int, keep=None) -> list:
-        "Per block of `level` (a grid of `size`) its map, frames as a batch; zeros for clips where `keep` (b) is False: they do not see their cameras."
+        "Per block of `level` (a grid of `size`) its map, frames as a batch; zeros for clips where `keep` (b) is False."
         maps = self.maps[section] if self.maps else level.maps(self.proj, next(r for r in self.rays if r.shape[-1] == size))
         if keep is not None: maps = [torch.where(keep.view(-1, *[1]*(m.ndim - 1)), m, 0) for m in maps]
         return [m.flatten(0, 1) for m in maps]
 
 # %% ../nbs/21_uvit.ipynb #21c012
 class Level(nn.ModuleList):
-    "Blocks of one grid and one kind, with the `Downsample` after them or the `Upsample` before them. A list, so that names are the checkpoint's."
+    "Blocks of one grid and one kind, with the `Downsample` after or the `Upsample` before them. A list: names are the checkpoint's."
     @property
     def blocks(self) -> list: return [m for m in self if not isinstance(m, (Downsample, Upsample))]
 
@@ -116,10 +123,12 @@ class Level(nn.ModuleList):
                 at=lambda name, h: h):                         # sees every named activation and may replace it
         t, maps, blocks = noise.shape[1], pose.of(section, self, h.shape[-1], keep), self.blocks
         noise, size = noise.flatten(0, 1), h.shape[-1]
-        if blocks and isinstance(blocks[0], TransformerBlock): rope = rope_table(h.shape[1]//blocks[0].heads, t, size, size, device=h.device)
+        if blocks and isinstance(blocks[0], TransformerBlock): rope = rope_table(h.shape[1]//blocks[0].heads, t, size, size, h.device)
         for j, (block, m) in enumerate(zip(blocks, maps)):
             if isinstance(block, ResBlock): h = block(h, noise, m)
-            else: h = rearrange(block(rearrange(h, '(b t) c h w -> b (t h w) c', t=t), noise, m, rope), 'b (t h w) c -> (b t) c h w', t=t, h=size)
+            else:
+                x = block(rearrange(h, '(b t) c h w -> b (t h w) c', t=t), noise, m, rope)
+                h = rearrange(x, 'b (t h w) c -> (b t) c h w', t=t, h=size)
             h = at(f'{section}.{j}', h)
         return at(section, h)
 
@@ -233,12 +242,15 @@ def _check(self: UViT3DPose, x, noise_levels, cond, cond_mask, control, taps):
     expect(x.shape[3:] == (c.size, c.size), f'{me}: x', f'{c.size} x {c.size} pixels (h w)', tuple(x.shape[3:]), 'resize the video')
     expect(noise_levels.shape == (b, t), f'{me}: noise_levels', f"'b t' = {(b, t)}", tuple(noise_levels.shape), 'one level per frame')
     if isinstance(cond, PoseCond):
-        expect(cond.owner in (None, self), f'{me}: cond', 'a PoseCond made by this module', 'one made by another', 'call pose_cond of this model')
+        expect(cond.owner in (None, self), f'{me}: cond', 'a PoseCond made by this module', 'one made by another',
+               'call pose_cond of this model')
         got, want, what = tuple(cond.rays[0].shape[:2]), (b, t), 'a PoseCond of'
     else: got, want, what = tuple(cond.shape), (b, t, c.cond_channels, c.cond_size, c.cond_size), 'rays'
     axes = 'b t r h w'[:2*len(want) - 1]
-    expect(got == want, f'{me}: cond', f"{what} '{axes}' = {want}", got, 'make it with model.rays(cams) or model.pose_cond(cams).repeat(branches)')
-    expect(cond_mask is None or not self.training, f'{me}: cond_mask', 'None in training (cfg.cond_dropout draws it)', 'a mask', 'call model.eval()')
+    expect(got == want, f'{me}: cond', f"{what} '{axes}' = {want}", got,
+           'make it with model.rays(cams) or model.pose_cond(cams).repeat(branches)')
+    expect(cond_mask is None or not self.training, f'{me}: cond_mask', 'None in training (cfg.cond_dropout draws it)', 'a mask',
+           'call model.eval()')
     for name in (*(control or {}), *taps):
         expect(name in self.tap_names, f'{me}: tap', f'one of {", ".join(self.tap_names)}', repr(name), 'correct the name', error=KeyError)
 
@@ -262,7 +274,8 @@ def golden_weights(module: nn.Module) -> nn.Module:
 def tap_modules(self: UViT3DPose) -> dict:
     "{tap: modules whose work it shows}, in walking order; a level's change of grid counts with the level."
     levels = {name: [m, *(c for c in m if isinstance(c, (Downsample, Upsample)))] for name, (_, m) in self.sections().items()}
-    return {'embed': [self.noise_level_pos_embedding, self.external_cond_embedding, self.embed_input], **levels, 'out': [self.project_output]}
+    return {'embed': [self.noise_level_pos_embedding, self.external_cond_embedding, self.embed_input], **levels,
+            'out': [self.project_output]}
 
 # %% ../nbs/21_uvit.ipynb #21c074
 def dfot_state(file: dict,                  # contents of a checkpoint
@@ -274,7 +287,8 @@ def dfot_state(file: dict,                  # contents of a checkpoint
     if any(k.startswith(prefix) for k in state): state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     for opt in file.get('optimizer_states', ()):
         if 'ema' in opt:
-            expect(len(opt['ema']) == len(names), 'checkpoint: optimizer_states.ema', f'{len(names)} tensors', len(opt['ema']), 'use the config it was trained with')
+            expect(len(opt['ema']) == len(names), 'checkpoint: optimizer_states.ema', f'{len(names)} tensors', len(opt['ema']),
+                   'use the config it was trained with')
             state |= zip(names, opt['ema'])
     return state
 
