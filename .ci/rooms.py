@@ -27,6 +27,13 @@ def defined(tree):
     return [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_'
             and 'patch' not in names(ast.List(n.decorator_list))]
 
+def returned(tree):
+    "`(name, what it returns)` for every function and method that a cell defines."
+    for n in ast.walk(tree):
+        if isinstance(n, ast.FunctionDef):
+            out = [m.value for m in ast.walk(n) if isinstance(m, (ast.Return, ast.Yield)) and m.value] + [n.returns]*bool(n.returns)
+            yield n.name, set().union(*map(names, out)) | {m.value for o in out for m in ast.walk(o) if isinstance(m, ast.Constant) and isinstance(m.value, str)}
+
 def flows(tree):
     "`(name, what its definition mentions)` for everything that a cell defines or assigns."
     for n in tree.body:
@@ -92,8 +99,10 @@ class Room:
     def spine(self): return self.name in SPINE
     @property
     def tested(self):
-        "Names that a testing cell mentions, or whose result reaches one through the notebook's own variables."
-        found, made = set().union(*(names(c.tree) for c in self.tests)), [f for c in self.code if not c.exported for f in flows(c.tree)]
+        "Names that a testing cell mentions, or that reach one through the notebook's own variables, or as the class that a tested function returns."
+        classes = {n.name for c in self.code for n in c.tree.body if isinstance(n, ast.ClassDef)}
+        found = set().union(*(names(c.tree) for c in self.tests))
+        made = [f for c in self.code for f in (((n, used & classes) for n, used in returned(c.tree)) if c.exported else flows(c.tree))]
         while more := set().union(*(used for name, used in made if name in found)) - found: found |= more
         return found
 
