@@ -51,6 +51,8 @@ def write_aside(path):
     tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
     try:
         yield tmp
+        os.umask(mask := os.umask(0))                  # some writers make files that only their owner may read
+        tmp.chmod(0o666 & ~mask)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
