@@ -42,7 +42,7 @@ class Questions(NamedTuple):
 
 @dataclass(frozen=True)
 class HistoryGuidance(Cfg):
-    "A weighted sum of branches (DFoT eq. 5 and 6)."
+    "A weighted sum of branches (Song et al., History-Guided Video Diffusion)."
     branches: tuple
 
     def __post_init__(self):

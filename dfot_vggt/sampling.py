@@ -23,7 +23,7 @@ def scheduling_matrix(steps: int,      # denoising steps S of one frame
                       frames: int,     # of the window (t)
                       lag: int = 0     # steps that a frame waits for the one before: 0 all together, `steps` one after the other
                      ) -> Int[Tensor, 'm t']:
-    "Steps that each frame still has to go, before every step m and after the last (Diffusion Forcing, appendix on sampling)."
+    "Steps that each frame still has to go, before every step m and after the last (Chen et al., Diffusion Forcing)."
     m, t = torch.arange(steps + lag*(frames - 1) + 1)[:, None], torch.arange(frames)
     return (steps + lag*t - m).clamp(0, steps)
 
@@ -87,7 +87,8 @@ def sample_window(model,                                  # answers v: model(x, 
     rows = diffusion.ddim_levels(steps)[scheduling_matrix(steps, mask.shape[1], lag)].to(mask.device)
     rows = torch.where(mask > 0, -1, rows[:, None])                                 # m b t
     todo = [m for m in range(len(rows) - 1) if (rows[m] != rows[m + 1]).any()]
-    cond, n = cond.repeat(guidance.nfe), guidance.nfe
+    n = guidance.nfe
+    cond = cond.repeat(n) if n > 1 else cond
     for i, m in enumerate(todo):
         cur, nxt = rows[m], rows[m + 1]
         past = torch.where((mask == ASKED) & (cur < 0), EARLIER, mask)              # a frame that has arrived is past for the others
