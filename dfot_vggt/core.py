@@ -65,7 +65,8 @@ def _nearest(name, names):
 def _check_keys(cls, keys):
     names = [f.name for f in fields(cls) if f.init]
     for k in keys:
-        expect(k in names, f'{cls.__name__}.{k}', f'one of {", ".join(names)}', repr(k), 'correct the key' + _nearest(k, names), error=KeyError)
+        expect(k in names, f'{cls.__name__}.{k}', f'one of {", ".join(names)}', repr(k),
+               'correct the key' + _nearest(k, names), error=KeyError)
 
 class Cfg:
     "Base of the frozen dataclasses that configure components: `replace`, YAML with `_target_`, a content hash."
@@ -151,8 +152,10 @@ def read_tensors(path) -> dict:
     expect(path.stat().st_size, str(path), 'a checkpoint file', '0 bytes', 'download it again')
     try: return load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        why, way = f'a pickle that wants to run code or is not one ({str(e).splitlines()[0][:120]})', 'convert it to safetensors where you trust it'
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as e: why, way = f'{type(e).__name__}: {e}', 'it is truncated or not what its name says'
+        why = f'a pickle that wants to run code or is not one ({str(e).splitlines()[0][:120]})'
+        way = 'convert it to safetensors where you trust it'
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as e:
+        why, way = f'{type(e).__name__}: {e}', 'it is truncated or not what its name says'
     expect(False, str(path), 'safetensors' if path.suffix == '.safetensors' else 'a torch file of plain tensors', why, way)
 
 # %% ../nbs/00_core.ipynb #00c040
@@ -174,13 +177,15 @@ def load_report(module: nn.Module,                  # receives the weights
     "Load `state` strictly, or raise one `LoadError` that names every kind of misfit and leaves the module as it was."
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    bad = [n for n in own if n in state and state[n].shape != own[n].shape]
     faults = {'missing': [n for n in missing if not n.startswith(tuple(missing_ok))],
               'unexpected': [n for n in extra if not n.startswith(tuple(unexpected_ok))],
-              'mis-shaped': [f'{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}' for n in own.keys() & state.keys() if state[n].shape != own[n].shape]}
+              'mis-shaped': [f'{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}' for n in bad]}
     if any(faults.values()):
         lines = [f'  {len(v)} {k}: {", ".join(v[:5])}{", ..." if len(v) > 5 else ""}' for k, v in faults.items() if v]
-        raise LoadError(f'{source}: expected the {len(own)} tensors of {type(module).__name__}, got {len(state)} that do not fit:\n' + '\n'.join(lines)
-                        + '\n  nothing was loaded; check that the file belongs to this config, or name a tolerated prefix')
+        head = f'{source}: expected the {len(own)} tensors of {type(module).__name__}, got {len(state)} that do not fit:'
+        tail = '  nothing was loaded; check that the file belongs to this config, or name a tolerated prefix'
+        raise LoadError('\n'.join([head, *lines, tail]))
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False, assign=any(v.is_meta for v in own.values()))
     return LoadReport(source, len(own) - len(missing), tuple(missing), tuple(extra))
 
@@ -196,7 +201,8 @@ def asset(name: str) -> Path:
 def golden(name: str) -> Path:
     "Path of a golden array in `data/golden` of the clone, e.g. `golden('dfot/rope.safetensors')`."
     path = _package().parent/'data'/'golden'/name
-    expect(path.is_file(), str(path), 'a golden of the repository', 'no file', 'goldens are in the git clone, not in the wheel', error=FileNotFoundError)
+    expect(path.is_file(), str(path), 'a golden of the repository', 'no file',
+           'goldens are in the git clone, not in the wheel', error=FileNotFoundError)
     return path
 
 def named_randn(name: str, *shape: int, scale: float = 1.) -> Tensor:

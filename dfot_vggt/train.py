@@ -41,7 +41,6 @@ class TrainCfg(Cfg):
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the weights' running average
     precision: str = 'no'       # accelerate's mixed precision: 'no' is float32, or 'bf16'
-    compile: bool = False       # torch.compile: 45-60 s once, about 1.2x faster afterwards on CPU
     save_every: int = 500       # steps between checkpoints
 
 def lr_at(step: int, cfg: TrainCfg) -> float:
@@ -100,7 +99,7 @@ def load_state(folder: Path, model: nn.Module, ema: EMA, opt: torch.optim.Optimi
     opt.load_state_dict(s['optimizer'])
     return s['step']
 
-# %% ../nbs/40_train.ipynb #40c022
+# %% ../nbs/40_train.ipynb #40c024
 def read_log(folder, name: str = 'log.jsonl') -> list[dict]:
     "The log of a run, one dict per step; a last line cut by a kill is left out."
     path, out = Path(folder)/name, []
@@ -125,7 +124,7 @@ def loss_curve(log: list[dict], smooth: float = .98):
     f.data[0].opacity = .3
     return f.update_yaxes(type='log')
 
-# %% ../nbs/40_train.ipynb #40c024
+# %% ../nbs/40_train.ipynb #40c027
 @contextmanager
 def stop_signals():
     "Yields a list that a SIGINT or SIGTERM makes non-empty; the old handlers come back afterwards."
@@ -136,7 +135,7 @@ def stop_signals():
     finally:
         for s, h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/40_train.ipynb #40c027
+# %% ../nbs/40_train.ipynb #40c030
 class _Losses(nn.Module):
     "Model and loss function as one module, because that is the unit that processes share."
     def __init__(self, model: nn.Module, loss_fn: Callable):
@@ -157,12 +156,12 @@ class Progress:
     "Observer: a bar with the loss and the remaining time."
     def __init__(self, what: str = 'training'): self.what, self.bar = what, None
     def __call__(self, e: Event):
-        if self.bar is None: self.bar = tqdm(total=e.cfg.steps, initial=e.step, desc=self.what)
+        if self.bar is None: self.bar = tqdm(total=e.cfg.steps, initial=e.step, desc=self.what, mininterval=1)
         self.bar.set_postfix(loss=f"{e.record['loss']:.4f}", refresh=False)
         self.bar.update(1)
         if e.step + 1 == e.cfg.steps: self.bar.close()
 
-# %% ../nbs/40_train.ipynb #40c028
+# %% ../nbs/40_train.ipynb #40c031
 def train(model: nn.Module,                     # trained in place; frozen parameters stay as they are
           loss_fn: Callable[[nn.Module, Any], dict[str, Tensor]],   # (model, batch) -> {name: loss per sample, 'b'}; the terms are summed
           batches: Callable[[int, int, int], Iterator],    # (first step, process, processes) -> batches for these steps
@@ -170,17 +169,18 @@ def train(model: nn.Module,                     # trained in place; frozen param
           folder,                               # the run's folder; a run found there is continued
           observers: tuple = (),                # callables that see an `Event` after each step
           ) -> list[dict]:
-    "Train to `cfg.steps`, from wherever `folder` stands; returns the log. Raises `FloatingPointError` at the first loss that is not finite."
+    "Train to `cfg.steps`, from wherever `folder` stands; returns the log. `FloatingPointError` at the first loss that is not finite."
     folder = Path(folder)
     AcceleratorState._reset_state()              # one process may train in float32 first and in bf16 next
     acc = Accelerator(mixed_precision=cfg.precision, cpu=device().type == 'cpu')
     _claim(folder, cfg, acc)
-    if cfg.compile: model.compile()
     params = [*trained(model).values()]
-    wrapped, opt = acc.prepare(_Losses(model, loss_fn), torch.optim.AdamW(params, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay))
+    opt = torch.optim.AdamW(params, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+    wrapped, opt = acc.prepare(_Losses(model, loss_fn), opt)
     ema = EMA(model, cfg.ema)
     start = load_state(folder, model, ema, opt)
-    log, stream = _cut_log(folder, start) if acc.is_main_process else [], iter(batches(start, acc.process_index, acc.num_processes))
+    log = _cut_log(folder, start) if acc.is_main_process else []
+    stream = iter(batches(start, acc.process_index, acc.num_processes))
     wrapped.train()
     stop = False
     with stop_signals() as stopped, open(folder/'log.jsonl' if acc.is_main_process else os.devnull, 'a') as out:
@@ -200,7 +200,7 @@ def train(model: nn.Module,                     # trained in place; frozen param
     if stop: raise KeyboardInterrupt(f'stopped after step {step}: saved in {folder}, call again to go on')
     return log
 
-# %% ../nbs/40_train.ipynb #40c030
+# %% ../nbs/40_train.ipynb #40c033
 def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
     "Make the folder this run's own; a folder that was started with other settings is refused (only `steps` may grow)."
     path, new = folder/'config.yaml', cfg.to_dict()
