@@ -6,8 +6,6 @@
 __all__ = ['SIGNED', 'activations', 'channel_figure', 'LevelExplorer']
 
 # %% ../nbs/50_explore.ipynb #50c003
-import base64
-
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from .core import expect, rng
 from .diffusion import ContinuousDiffusion
-from .show import Fig, f32, fig, picture, pixels
+from .show import Fig, f32, fig, pixels
 from .uvit import UViT3DPose
 
 # %% ../nbs/50_explore.ipynb #50c011
@@ -49,10 +47,9 @@ def channel_figure(video: Float[Tensor, 't 3 h w'],  # RGB in [0,1]
     expect(0 <= channel < a.shape[1], 'channel', f'0 ... {a.shape[1]-1} at {level}', channel, 'choose another', error=IndexError)
     expect(0 <= frame < len(a), 'frame', f'0 ... {len(a)-1} (t)', frame, 'choose a frame of the clip', error=IndexError)
     z, most, spread = a[frame, channel], float(a[:, channel].abs().max()) or 1., a[frame].flatten(1).std(1)
-    png = base64.b64encode(picture(pixels(video[frame]))._repr_png_()).decode()
-    traces = [go.Image(source=f'data:image/png;base64,{png}', hoverinfo='skip'),
-              go.Heatmap(z=f32(z), zmin=-most, zmax=most,
-                         colorscale=SIGNED, colorbar=dict(thickness=8, x=.59, len=.9), xaxis='x2', yaxis='y2'),
+    traces = [go.Image(z=pixels(video[frame]), hoverinfo='skip'),
+              go.Heatmap(z=f32(z), zmin=-most, zmax=most, colorscale=SIGNED, colorbar=dict(thickness=8, x=.59, len=.9),
+                         xaxis='x2', yaxis='y2'),
               go.Scatter(y=f32(spread), mode='lines', line=dict(color='#999', width=1), xaxis='x3', yaxis='y3'),
               go.Scatter(x=[channel], y=[float(spread[channel])], mode='markers', marker=dict(size=9), xaxis='x3', yaxis='y3')]
     square = dict(showticklabels=False, ticks='', showgrid=False, constrain='domain')
