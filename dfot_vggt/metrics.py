@@ -144,12 +144,13 @@ class Table:
     def cells(self) -> list:
         "Rows of `(text, bold)`, the head first."
         def title(m): return f'{m.name} {dict(higher="↑", lower="↓", one="→ 1")[m.better]}' + (f' ({m.unit})' if m.unit else '')
+        def text(v): return f'{round(v, 4) + 0.:.4g}'
         best = {}
         for m in self.metrics:
             have = [n for n, r in self.rows.items() if m.name in r]
-            if len(have) > 1: best[m.name] = f'{self.rows[have[m.best([self.rows[n][m.name] for n in have])]][m.name]:.4g}'
+            if len(have) > 1: best[m.name] = text(self.rows[have[m.best([self.rows[n][m.name] for n in have])]][m.name])
         def row(name, r, bold):
-            texts = [(m.name, f'{r[m.name]:.4g}' if m.name in r else '') for m in self.metrics]
+            texts = [(m.name, text(r[m.name]) if m.name in r else '') for m in self.metrics]
             return [(name, False)] + [(t, bold and best.get(n) == t) for n, t in texts]
         return [[('', False), *((title(m), False) for m in self.metrics)],
                 *(row(*x, True) for x in self.rows.items()), *(row(*x, False) for x in self.baselines.items())]
