@@ -15,6 +15,7 @@ import importlib.util
 import os
 import pickle
 import random
+import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -89,10 +90,15 @@ class Cfg:
         "12 hex digits that change whenever any field does."
         return hashlib.blake2b(self.to_yaml().encode(), digest_size=6).hexdigest()
 
+def _target(cls) -> str:
+    "Where a class can be imported from; a module that runs as `python -m name` is not called `__main__` by those who import it."
+    run = getattr(sys.modules['__main__'], '__spec__', None)
+    return f"{run.name if cls.__module__ == '__main__' and run else cls.__module__}.{cls.__qualname__}"
+
 def _plain(o):
     "Configs, tuples and dicts as YAML can hold them."
     if isinstance(o, Cfg):
-        return {'_target_': f'{type(o).__module__}.{type(o).__qualname__}', **{f.name: _plain(getattr(o, f.name)) for f in fields(o)}}
+        return {'_target_': _target(type(o)), **{f.name: _plain(getattr(o, f.name)) for f in fields(o)}}
     if isinstance(o, Mapping): return {k: _plain(v) for k, v in o.items()}
     if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
     return str(o) if isinstance(o, Path) else o

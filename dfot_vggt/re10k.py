@@ -111,7 +111,8 @@ def write_mp4(path,
     h, w = video.shape[2:]
     expect(h % 2 == 0 and w % 2 == 0, str(path), 'even height and width', f'{h} x {w}', 'h264 stores colour per 2 x 2: crop or resize')
     with write_aside(path) as tmp, av.open(str(tmp), 'w', format='mp4') as box:
-        stream = box.add_stream('libx264', rate=fps, width=w, height=h, pix_fmt='yuv420p', options={'crf': str(crf)}, thread_count=1)
+        same = {'crf': str(crf), 'x264-params': 'cpu-independent=1'}         # the same bytes on every machine, every time
+        stream = box.add_stream('libx264', rate=fps, width=w, height=h, pix_fmt='yuv420p', options=same, thread_count=1)
         for frame in video.transpose(0, 2, 3, 1):
             box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')))
         box.mux(stream.encode())

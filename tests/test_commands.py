@@ -1,0 +1,79 @@
+"Commands as a user types them: what is wrong is said in one clear message, the exit code is not 0, nothing half-written is left."
+import os, subprocess, sys
+
+import pytest
+import torch
+from conftest import ROOT
+from dfot_vggt.core import build
+from dfot_vggt.recipes import WorldCfg, tiny_base, world_folder
+from dfot_vggt.study import StudyCfg
+
+def run(cwd, *args):
+    "`python -m dfot_vggt.<args>`: exit code and the last lines it printed."
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    p = subprocess.run([sys.executable, '-m', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return p.returncode, p.stdout + p.stderr
+
+MINI = tiny_base().replace(name='mini', world=WorldCfg(rooms=2, test_rooms=2, frames=16), batch=2)
+
+def saved(folder, cfg, name, *change):
+    text = cfg.to_yaml().replace(*change) if change else cfg.to_yaml()
+    (folder/name).write_text(text)
+    return name
+
+def test_training_from_a_yaml_file_and_its_record(tmp_path):
+    code, out = run(tmp_path, 'dfot_vggt.recipes', saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml'), '--steps', '2')
+    assert code == 0 and 'mini: 2 steps' in out, out
+    kept = build(tmp_path/'runs'/'mini'/'recipe.yaml')
+    assert kept.world == MINI.world and kept.train.steps == 2, 'the record builds the run again'
+    assert type(kept).__module__ == 'dfot_vggt.recipes', 'although the module ran as __main__'
+
+@pytest.mark.parametrize('module,args,says', [
+    ('dfot_vggt.recipes', ['tiny_bse'], 'tiny_base'),
+    ('dfot_vggt.recipes', ['absent.yaml'], 'absent.yaml'),
+    ('dfot_vggt.study', ['--config', 'absent.yaml'], 'absent.yaml')])
+def test_a_wrong_name(tmp_path, module, args, says):
+    code, out = run(tmp_path, module, *args)
+    assert code != 0 and says in out and 'Traceback' not in out, out
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('module,option', [('dfot_vggt.recipes', []), ('dfot_vggt.study', ['--config'])])
+def test_a_config_key_that_does_not_exist(tmp_path, module, option):
+    cfg = MINI if not option else StudyCfg()
+    code, out = run(tmp_path, module, *option, saved(tmp_path, cfg, 'slip.yaml', 'warmup:', 'warmpu:'))
+    assert code != 0 and "did you mean 'warmup'" in out and 'Traceback' not in out, out
+    assert [p.name for p in tmp_path.iterdir()] == ['slip.yaml']
+
+def test_a_config_that_names_foreign_code_runs_nothing(tmp_path):
+    (tmp_path/'evil.yaml').write_text('_target_: os.system\ncommand: touch exploded\n')
+    code, out = run(tmp_path, 'dfot_vggt.recipes', 'evil.yaml')
+    assert code != 0 and 'os.system' in out and [p.name for p in tmp_path.iterdir()] == ['evil.yaml'], out
+
+def damage(folder):
+    "The ways in which a world on disk can be wrong: {what: (break it, what the message must name)}."
+    npz, table = folder/'training_64'/'room000001.npz', folder/'training_poses'/'room000001.pt'
+    return {'a truncated video': (lambda: npz.write_bytes(npz.read_bytes()[:-4000]), npz.name),
+            'an empty video': (lambda: npz.write_bytes(b''), npz.name),
+            'a missing video': (npz.unlink, 'room000001'),
+            'a pose too few': (lambda: torch.save(torch.load(table, weights_only=True)[:-1].clone(), table), 'room000001'),
+            'a table that is no table': (lambda: table.write_text('404: not found'), table.name)}
+
+@pytest.mark.parametrize('what', damage(ROOT))
+def test_a_damaged_world(tmp_path, what):
+    folder = world_folder(MINI.world, tmp_path/'runs')
+    act, names = damage(folder)[what]
+    act()
+    yaml = saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml')
+    if what == 'a missing video':                      # worlds are rendered: what is missing is made again
+        code, out = run(tmp_path, 'dfot_vggt.recipes', yaml, '--steps', '1')
+        assert code == 0 and (folder/'training_64'/'room000001.npz').exists(), out
+        return
+    code, out = run(tmp_path, 'dfot_vggt.recipes', yaml, '--steps', '1')
+    assert code != 0 and names in out and 'Traceback' not in out, out
+    assert not list((tmp_path/'runs').rglob('*.tmp*')) and not list((tmp_path/'runs').rglob('*.safetensors'))
+
+def test_a_base_that_does_not_fit(tmp_path):
+    (tmp_path/'base.safetensors').write_bytes(b'12345678 not tensors')
+    run_cfg = MINI.replace(base='base.safetensors', train=MINI.train.replace(precision='no'))
+    code, out = run(tmp_path, 'dfot_vggt.recipes', saved(tmp_path, run_cfg, 'run.yaml'), '--steps', '1')
+    assert code != 0 and 'base.safetensors' in out and 'Traceback' not in out, out
