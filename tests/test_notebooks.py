@@ -1,4 +1,5 @@
-"Every notebook under nbs/ is one test, run as nbdev_test runs it: several in one process, so none may leave a switch turned."
+"""Every notebook under nbs/ is one test, run as nbdev_test runs it: several in one process, so none may leave a switch turned.
+On one thread: the tensors are small, sums come out the same on every machine, and a second thread on a busy machine is a hundred times slower."""
 import gc
 
 import pytest
@@ -14,6 +15,7 @@ def switches():
     "Torch's global switches, turned back afterwards."
     def state(): return dict(grad=torch.is_grad_enabled(), dtype=torch.get_default_dtype(), deterministic=torch.are_deterministic_algorithms_enabled())
     before, threads = state(), torch.get_num_threads()
+    torch.set_num_threads(1)
     yield before, state
     torch.set_grad_enabled(before['grad'])
     torch.set_default_dtype(before['dtype'])
