@@ -149,7 +149,7 @@ def train_run(run: RunCfg,
 # %% ../nbs/51_recipes.ipynb #51c017
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
-    return RunCfg('tiny_base', train=TrainCfg(steps=3000, lr=1e-3, precision='bf16', save_every=250))
+    return RunCfg('tiny_base', train=TrainCfg(steps=2600, lr=1e-3, precision='bf16', save_every=250))
 
 def tiny_control() -> RunCfg:
     "The shipped base, frozen, under a ControlNet that reads a tiny VGGT with random weights: plumbing, no claim."
@@ -209,7 +209,9 @@ def dfot_train(recipe: str,             # name of a recipe, or a YAML file that 
     "Train a recipe; continues what it finds in the folder."
     expect(recipe in RECIPES or Path(recipe).suffix == '.yaml', 'recipe', f'a YAML file or one of {", ".join(RECIPES)}', repr(recipe),
            'correct the name', error=SystemExit)
-    run = RECIPES[recipe]() if recipe in RECIPES else build(recipe)
+    try: run = RECIPES[recipe]() if recipe in RECIPES else build(recipe)
+    except (KeyError, TypeError, OSError) as e: raise SystemExit(f'dfot_train: {e.args[0] if e.args else e}')
     if steps: run = run.replace(train=run.train.replace(steps=steps))
-    _, log = train_run(run, folder or None, root, (Progress(run.name),))
+    try: _, log = train_run(run, folder or None, root, (Progress(run.name),))
+    except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
     print(f"{run.name}: {len(log)} steps, loss {sum(r['loss'] for r in log[-50:])/len(log[-50:]):.4f}")

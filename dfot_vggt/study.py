@@ -241,4 +241,4 @@ def dfot_study(config: str = '',             # a study.yaml; '' is the embedded 
                root: str = 'runs'):          # where rooms and features are kept
     "From nothing to a report: rooms, features, a ControlNet, rollouts over walks that return, metrics."
     try: study(build(config) if config else StudyCfg(), folder, root)
-    except (ValueError, KeyError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_study: {e}')
+    except (ValueError, KeyError, TypeError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_study: {e}')
