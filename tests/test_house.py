@@ -73,6 +73,10 @@ def test_every_import_is_declared(nb):
         for top in imports(nb, exported):
             assert {d.lower().replace('_', '-') for d in WHO.get(top, [top])} & known, f'{nb.stem} imports {top}: add it to settings.ini'
 
+def test_every_requirement_is_used():
+    used = {d.lower().replace('_', '-') for nb in NOTEBOOKS for top in imports(nb, exported=True) for d in WHO.get(top, [])}
+    assert declared('requirements') - used == {'anywidget'}, 'anywidget is for plotly, whose FigureWidget asks for it; all others are imported'
+
 @each_notebook
 def test_imports_live_in_cells_of_their_own(nb):
     "The docs build runs every cell that holds an import: it must not hold anything dear."
