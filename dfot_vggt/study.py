@@ -211,8 +211,8 @@ def outcome(walks: Batch, videos: dict, results: dict, scored: Table) -> tuple:
     visits = [torch.stack([v[i, [0, v.shape[1]//2, -1]] for v in rows.values()]) for i in range(2)]
     return ('Result',
             f'{len(walks)} held-out walks of {walks.video.shape[1]} frames from one image; the last camera is the first. Bold is best of '
-            'the models; copy and mean colour know nothing. PSNR rewards blur: read it together with sharpness and the revisit. The curve of '
-            'copy leaves the plot at its right end: where the camera comes back, a frozen picture is perfect.',
+            'the models; copy and mean colour know nothing. PSNR rewards blur: read it together with sharpness and the revisit. The curve '
+            'of copy leaves the plot at its right end: where the camera comes back, a frozen picture is perfect.',
             [scored, *[video_tag(torch.stack([v[i] for v in rows.values()]), fps=8, titles=[f'{n}' for n in rows]) for i in range(2)],
              over_time.update_yaxes(range=[8, 28]),
              *[show_clip(v, titles=[f'{n}: first visit, half-way, last visit' for n in rows]) for v in visits]])
