@@ -130,7 +130,7 @@ def assemble(have: list, vggt: VGGT, video, cams, index, layers: tuple, kind: st
     seen_from = torch.where(index[..., None] >= 0, cams[rows[:, None], index.clamp(min=0)], 0.)
     return Geometry(latents, camera, seen_from, index, kind)
 
-# %% ../nbs/31_features.ipynb #31c029
+# %% ../nbs/31_features.ipynb #31c031
 def place(x: Float[Tensor, 'b s *d'],              # one entry per slot
           index: Int[Tensor, 'b s'],               # `Geometry.index`
           t: int,                                  # frames of the window
@@ -141,7 +141,7 @@ def place(x: Float[Tensor, 'b s *d'],              # one entry per slot
     rows = x[torch.arange(len(x), device=x.device)[:, None], hit.int().argmax(-1)]
     return torch.where(hit.any(-1).reshape(*hit.shape[:2], *[1]*(x.ndim - 2)), rows, torch.as_tensor(empty, dtype=x.dtype, device=x.device))
 
-# %% ../nbs/31_features.ipynb #31c032
+# %% ../nbs/31_features.ipynb #31c034
 def area_mean(n: int, m: int, like: Tensor) -> Float[Tensor, 'm n']:
     "Matrix that averages `n` cells over `m` <= `n` equal intervals, cells counted by the part covered; rows sum to 1."
     edge, cell = torch.arange(m + 1, device=like.device, dtype=torch.float64)*n/m, torch.arange(n, device=like.device, dtype=torch.float64)
@@ -162,7 +162,7 @@ def on_window(self: Geometry, t: int, grid: tuple):
     place_of = self.index[:, None] == torch.arange(t, device=self.index.device)[:, None]
     return place(regrid(self.latents, grid), self.index, t), place_of.any(-1)
 
-# %% ../nbs/31_features.ipynb #31c040
+# %% ../nbs/31_features.ipynb #31c042
 FORMAT = 1    # of an entry; another number makes another name
 
 class FeatureCache:
@@ -194,7 +194,7 @@ class FeatureCache:
         self.misses, self.hits = self.misses + len(new), self.hits + sum(p is not None for p in paths) - len(new)
         return assemble(have, self.vggt, video, cams, index, self.layers, kind)
 
-# %% ../nbs/31_features.ipynb #31c042
+# %% ../nbs/31_features.ipynb #31c044
 def write_entry(path: Path, latents: Float[Tensor, 's d h w'], camera: Float[Tensor, 's d'], dtype):
     "Store one entry; return it as it will be read."
     low = dict(latents=latents.to(dtype).cpu().contiguous(), camera=camera.to(dtype).cpu().contiguous())
