@@ -65,18 +65,21 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, levels: Float[Tensor, 'b t']) -> Float[Tensor, 'b t e']: return self.embedding(self.timesteps(levels))
 
-# %% ../nbs/20_layers.ipynb #20c023
+# %% ../nbs/20_layers.ipynb #20c070
 def rope_pairs(dim: int) -> tuple:   # head width d, even
     "How many of the `d/2` rotating pairs belong to time, row and column."
     p, left = divmod(dim//2, 3)
     return p + (left == 1), p + (left == 2), p + (left == 2)
 
-def rope_table(dim: int, t: int, h: int, w: int, device=None, theta: float = 10000.) -> Complex[Tensor, 'n p']:
+def rope_table(dim: int, t: int, h: int, w: int, device=None, theta: float = 10000.,
+               pace: float = 1.     # time between neighbouring frames; below 1 a longer window is squeezed into the times of a shorter one
+               ) -> Complex[Tensor, 'n p']:
     "Unit complex numbers `exp(i angle)` for the tokens of a `t h w` grid, flattened in that order; `p = dim/2`."
     expect(dim % 2 == 0, 'rope_table', 'an even head width (d)', dim, 'choose heads so that channels/heads is even')
-    angles = [torch.arange(size, device=device, dtype=torch.float32)[:, None]*theta**(-torch.arange(pairs, device=device,
-                                                                                                    dtype=torch.float32)/pairs)
-              for size, pairs in zip((t, h, w), rope_pairs(dim))]
+    def axis(size, pairs, step=1.):
+        steps, rates = (torch.arange(n, device=device, dtype=torch.float32) for n in (size, pairs))
+        return step*steps[:, None]*theta**(-rates/pairs)
+    angles = [axis(*a) for a in zip((t, h, w), rope_pairs(dim), (pace, 1., 1.))]
     a, b, c = (torch.polar(torch.ones_like(x), x) for x in angles)
     table = torch.cat((a[:, None, None].expand(-1, h, w, -1), b[None, :, None].expand(t, -1, w, -1), c[None, None].expand(t, h, -1, -1)),
                       -1)
