@@ -151,7 +151,7 @@ def device() -> torch.device:
     "The accelerator if there is one, else the CPU. Modules never call this; commands and notebooks do, once."
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
 
-# %% ../nbs/00_core.ipynb #00c004
+# %% ../nbs/00_core.ipynb #00c005
 class Inert:
     "Stands for any object of a class that is not wanted: takes everything, keeps nothing."
     def __new__(cls, *args): return super().__new__(cls)
@@ -177,7 +177,7 @@ def _kind(path: Path) -> str:
 _WAYS = {'a git-lfs pointer': 'fetch the file itself: git lfs pull', 'safetensors': 'rename it to .safetensors',
          'a torch file': 'give it the suffix .ckpt or .pt'}
 
-def read_tensors(path, inert: tuple = ()) -> dict:   # inert: full names of classes to read as empty records
+def read_tensors(path, inert: tuple = ()):   # inert: full names of classes to read as empty records
     "Contents of a `.safetensors` file or of a torch file, mapped; never runs code from it. Raises `FileNotFoundError`, `ValueError`."
     path = Path(path)
     expect(path.is_file(), str(path), 'a checkpoint file', 'no file', 'check the path', error=FileNotFoundError)
@@ -190,7 +190,6 @@ def read_tensors(path, inert: tuple = ()) -> dict:   # inert: full names of clas
         if named == 'safetensors': return load_file(path)
         with torch.serialization.safe_globals([(_InertDict if n.lower().endswith('dict') else Inert, n) for n in inert]):
             got = torch.load(path, map_location='cpu', weights_only=True, mmap=kind == named)
-        if not isinstance(got, Mapping): why, way = f'a {type(got).__name__}', 'save a dict of name -> tensor'
     except pickle.UnpicklingError as e:
         names = _foreign(path, e, inert)
         why = f'a pickle that wants to run code of {", ".join(names)}' if names else f'a pickle that is none ({str(e).splitlines()[0][:120]})'
@@ -205,7 +204,7 @@ def _foreign(path, error, inert) -> list:
     except (pickle.UnpicklingError, ValueError, EOFError): names = ()
     return sorted(names) or re.findall(r'GLOBAL (\S+)', str(error))
 
-# %% ../nbs/00_core.ipynb #00c040
+# %% ../nbs/00_core.ipynb #00c004
 class LoadError(ValueError): "Weights do not fit the module; the message lists which."
 
 @dataclass(frozen=True)
@@ -217,17 +216,18 @@ class LoadReport:
     unexpected: tuple  # names the file has and the module has not (allowed by prefix)
 
 def load_report(module: nn.Module,                  # receives the weights
-                state: Mapping,                     # name -> tensor
+                state,                              # dict: name -> tensor
                 source: str = 'weights',            # named in the message: the file
                 missing_ok: tuple = (),             # prefixes that may be absent from `state`
                 unexpected_ok: tuple = ()) -> LoadReport:   # prefixes that may be in `state` only
     "Load `state` strictly, or raise one `LoadError` that names every kind of misfit and leaves the module as it was."
+    expect(isinstance(state, Mapping), source, 'a dict of name -> tensor', type(state).__name__, 'save a state dict', error=LoadError)
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    bad = [n for n in own if n in state and state[n].shape != own[n].shape]
+    bad = [n for n in own if n in state and getattr(state[n], 'shape', None) != own[n].shape]
     faults = {'missing': [n for n in missing if not n.startswith(tuple(missing_ok))],
               'unexpected': [n for n in extra if not n.startswith(tuple(unexpected_ok))],
-              'mis-shaped': [f'{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}' for n in bad]}
+              'mis-shaped': [f'{n} {tuple(getattr(state[n], "shape", "?"))} for {tuple(own[n].shape)}' for n in bad]}
     if any(faults.values()):
         lines = [f'  {len(v)} {k}: {", ".join(v[:5])}{", ..." if len(v) > 5 else ""}' for k, v in faults.items() if v]
         head = f'{source}: expected the {len(own)} tensors of {type(module).__name__}, got {len(state)} that do not fit:'
