@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['read_poses', 'timecode', 'write_poses', 'read_pose_table', 'write_pose_table', 'read_npz', 'write_npz', 'write_mp4',
-           'Layout', 'check_clip']
+           'cover_crop', 'crop_cams', 'Layout', 'check_clip']
 
-# %% ../nbs/11_re10k.ipynb #11c003
+# %% ../nbs/11_re10k.ipynb #11c050
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from jaxtyping import Float, Int, UInt8
 from .camera import Cams
@@ -116,6 +117,30 @@ def write_mp4(path,
         for frame in video.transpose(0, 2, 3, 1):
             box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')))
         box.mux(stream.encode())
+
+# %% ../nbs/11_re10k.ipynb #11c053
+def _cover(h, w, size):
+    "Height and width of the smallest resize that covers `size` x `size`, and where its middle starts."
+    s = max(size/h, size/w)
+    h, w = round(h*s), round(w*s)
+    return h, w, (h - size)//2, (w - size)//2
+
+def cover_crop(video: UInt8[np.ndarray, 't 3 h w'], size: int) -> UInt8[np.ndarray, 't 3 {size} {size}']:
+    "The middle square of each frame, after a resize (Pillow's Lanczos filter) that just covers it: how the released frames were made."
+    if video.shape[2:] == (size, size): return video
+    h, w, y, x = _cover(*video.shape[2:], size)
+    frames = [np.asarray(Image.fromarray(f).resize((w, h), Image.LANCZOS))[y:y + size, x:x + size] for f in video.transpose(0, 2, 3, 1)]
+    return np.stack(frames).transpose(0, 3, 1, 2)
+
+def crop_cams(cams: Float[Tensor, '*b 16'],
+              h: int, w: int,      # of the frames before `cover_crop`
+              size: int            # after it
+             ) -> Float[Tensor, '*b 16']:
+    "Cameras of the cropped frames: a resize keeps normalised intrinsics, a crop does not."
+    h, w, y, x = _cover(h, w, size)
+    grow, shift = cams.new_ones(16), cams.new_zeros(16)
+    grow[:4], shift[2:4] = cams.new_tensor([w, h, w, h])/size, cams.new_tensor([x, y])/size
+    return cams*grow - shift
 
 # %% ../nbs/11_re10k.ipynb #11c041
 @dataclass(frozen=True)
