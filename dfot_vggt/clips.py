@@ -178,13 +178,13 @@ class Starts(Clips):
         skip = min(draw(*self.skip) + int(turn*self.skip_increase), (self.lengths[key] - start - 1)//max(self.n_frames - 1, 1))
         return self.turned(key, [start + skip*k for k in range(self.n_frames)], draw)
 
-# %% ../nbs/13_clips.ipynb #13c073
+# %% ../nbs/13_clips.ipynb #13c018
 @patch
 def evaluation(self: Clips,
                n: int | None = None,         # windows; None: one per clip
                shortest: int | None = None   # frames that a clip must have; None: enough for a whole window, less: windows may be shorter
               ) -> list[Window]:
-    "The reference's evaluation subset: one random start of each clip at the smallest step, shuffled, the first `n`; the same for everybody."
+    "The reference's evaluation subset: a random start of each clip, the smallest step, shuffled, the first `n`; for everybody the same."
     chance, draws = random.Random(0), []
     for key, length in self.found.items():
         if length < (self.need if shortest is None else shortest): continue
