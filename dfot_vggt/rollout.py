@@ -22,7 +22,7 @@ from .sampling import frame_noise, sample_window
 from .show import Fig, fig
 from .tasks import ASKED, EARLIER, GIVEN, frame_mask
 
-# %% ../nbs/26_rollout.ipynb #26c062
+# %% ../nbs/26_rollout.ipynb #26c010
 @torch.no_grad()
 def imagine(model,                                  # `UViT3DPose` in eval mode
             diffusion,                              # see `make_diffusion`
@@ -46,9 +46,10 @@ def imagine(model,                                  # `UViT3DPose` in eval mode
            (len(keys), len(rows[0])), 'name every clip and frame')
     sources = [frame_noise((seed, r[0]), [k], r, video.shape[2:]) for k, r in zip(keys, rows)]
     video = torch.where(known, video, 0.)
+    def noise(name): return torch.cat([s(name) for s in sources])
     control = geometry and geometry(video, cams, mask)
-    x = sample_window(model, diffusion, model.normalise(video), mask, model.pose_cond(cams), lambda name: torch.cat([s(name) for s in sources]),
-                      steps, guidance, lag, control=control, on_step=on_step)
+    x = sample_window(model, diffusion, model.normalise(video), mask, model.pose_cond(cams), noise, steps, guidance, lag, control=control,
+                      on_step=on_step)
     return torch.where(known, video, model.denormalise(x).clamp(0, 1))
 
 # %% ../nbs/26_rollout.ipynb #26c065
@@ -96,7 +97,7 @@ def _gaps(known, window):
         elif right - left > 1: chunks.append(_spread(left, right, window))
     return chunks
 
-# %% ../nbs/26_rollout.ipynb #26c077
+# %% ../nbs/26_rollout.ipynb #26c011
 def plan_rollout(given: int | Iterable[int],     # how many first frames are there already, or which
                  frames: int,                    # length of the whole video
                  window: int,                    # frames that the model sees at once
@@ -119,7 +120,7 @@ def plan_rollout(given: int | Iterable[int],     # how many first frames are the
         plan.append(Window(tuple(part), tuple(GIVEN if i in given else EARLIER if i in row[:done] else ASKED for i in part)))
         done += ahead
     known = set(row)
-    expect(window > 2 or len(known) == frames, 'window', 'at least 3 frames (t), to fill gaps', window, 'predict every frame (density=None)')
+    expect(window > 2 or len(known) == frames, 'window', 'at least 3 frames (t), to fill gaps', window, 'predict every frame')
     while len(known) < frames:
         new = [Window(tuple(c), tuple(GIVEN if i in known else ASKED for i in c), True) for c in _gaps(sorted(known), window)]
         plan, known = plan + new, known.union(*(w.asked for w in new))
@@ -134,7 +135,8 @@ def draw_plan(plan: list[Window]) -> Fig:
     four = [[(j + e)/4, c] for j, c in enumerate(('#7F7F7F', '#56B4E9', '#D55E00', '#009E73')) for e in (0, 1)]
     return fig(go.Heatmap(z=z.numpy(), zmin=-.5, zmax=3.5, colorscale=four, xgap=z.shape[1] < 65, ygap=1, colorbar=dict(
                           tickvals=[0, 1, 2, 3], ticktext=['given', 'seen', 'predicted', 'between'], thickness=8)),
-               xaxis_title='frame of the video', yaxis=dict(title='window', autorange='reversed'), height=130 + min(22, 9 + 160//len(plan))*len(plan))
+               xaxis_title='frame of the video', yaxis=dict(title='window', autorange='reversed'),
+               height=130 + min(22, 9 + 160//len(plan))*len(plan))
 
 # %% ../nbs/26_rollout.ipynb #26c092
 def schedule(plan: list[Window],
@@ -153,7 +155,7 @@ def schedule(plan: list[Window],
     for i in sorted(maker): run(maker[i])
     return runs
 
-# %% ../nbs/26_rollout.ipynb #26c096
+# %% ../nbs/26_rollout.ipynb #26c015
 def fill(model, diffusion,
          windows: Sequence[Window],         # of one length
          known: dict,                       # number of a frame -> 'b c h w', RGB in [0, 1]
@@ -166,7 +168,8 @@ def fill(model, diffusion,
     keys, blank = list(keys or map(str, range(b)))*len(windows), cams.new_zeros(b, 3, size, size)
     video = torch.cat([torch.stack([known.get(i, blank) for i in w.frames], 1) for w in windows])
     mask = torch.cat([torch.tensor([w.mask]*b) for w in windows]).to(cams.device)
-    made = imagine(model, diffusion, video, torch.cat([cams[:, w.frames] for w in windows]), mask, keys, [w.frames for w in windows for _ in range(b)], **kw)
+    index = [w.frames for w in windows for _ in range(b)]
+    made = imagine(model, diffusion, video, torch.cat([cams[:, w.frames] for w in windows]), mask, keys, index, **kw)
     return {i: x[:, w.frames.index(i)].clone() for w, x in zip(windows, made.split(b)) for i in w.asked}
 
 class Past(NamedTuple):
@@ -175,7 +178,7 @@ class Past(NamedTuple):
     shown: int    # frames handed out so far
     known: dict   # number of a frame -> 'b c h w', of those not yet handed out or still to be seen
 
-# %% ../nbs/26_rollout.ipynb #26c097
+# %% ../nbs/26_rollout.ipynb #26c016
 @torch.no_grad()
 def stream(model, diffusion,
            frames: Float[Tensor, 'b s c h w'],            # given frames, RGB in [0, 1]
@@ -214,7 +217,7 @@ def stream(model, diffusion,
             asks = between or guidance if windows[0].between else guidance
             made = fill(model, diffusion, windows, past.known, cams, steps=steps, guidance=asks, on_step=watch, **kw)
             new, past = hand_out(Past(past.runs + 1, past.shown, past.known | made))
-            del made                                                                                 # or it would live as long as the next run
+            del made                                                                            # or it would live as long as the next run
             yield new, past
 
 def rollout(model, diffusion,
