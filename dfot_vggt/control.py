@@ -7,7 +7,7 @@ __all__ = ['COPIES', 'CHECKS', 'ControlCfg', 'ControlNet', 'Fixed', 'to_grid', '
            'same_output', 'alive', 'train_a_little', 'awake', 'in_place', 'reach', 'light', 'branches', 'saved',
            'no_leak', 'checklist']
 
-# %% ../nbs/32_control.ipynb #32c003
+# %% ../nbs/32_control.ipynb #32c057
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .core import Cfg, expect, load_report, rng
 from .features import Geometry, place, regrid
-from .layers import zero_init
+from .layers import pose_maps, zero_init
 from .trace import liveness
 from .uvit import Level, PoseCond, UViT3DPose
 
@@ -74,7 +74,7 @@ class ControlNet(nn.Module):
 
     def speak(self, levels: dict) -> dict: return {tap: c(levels[tap]) for tap, c in zip(self.outlets, self.connect)}
 
-# %% ../nbs/32_control.ipynb #32c012
+# %% ../nbs/32_control.ipynb #32c058
 @dataclass
 class Fixed:
     "What a window's control needs and no denoising step changes."
@@ -89,10 +89,12 @@ def to_grid(conv: nn.Module, x: Float[Tensor, 'f d h w'], size: int) -> Float[Te
 @patch
 def fixed(self: ControlNet, cams, cond, geometry) -> Fixed:
     "Cameras and geometry, brought to every level of the copy."
-    base, t, index = self.base, self.base.cfg.frames, geometry.index
+    base, index = self.base, geometry.index
+    cond = cond[:] if isinstance(cond, PoseCond) else base.pool_rays(cams if cond is None else cond)
+    t = cond.shape[1]
     self._check(geometry, t)
-    if not isinstance(cond, PoseCond): cond = base.pool_rays(base.rays(cams) if cond is None else cond)
-    pose = PoseCond(cond.rays, cond.proj, {name: m.maps(cond.proj, cond.rays[i]) for i, (name, m) in enumerate(self.sections())}, self)
+    maps = {name: [m() for m in pose_maps(level.blocks, cond.weight, *cond.cells[i])] for i, (name, level) in enumerate(self.sections())}
+    pose = PoseCond(cond.frame, cond.cells, cond.weight, maps, self)
     x = F.layer_norm(geometry.latents.float().movedim(2, -1), (self.cfg.latent,)).movedim(-1, 2)
     maps = [place(to_grid(conv, x.flatten(0, 1), base.cfg.grid(i)).unflatten(0, index.shape), index, t, self.unknown[i][:, None, None])
             for i, conv in enumerate(self.entry)]
@@ -109,7 +111,7 @@ def _check(self: ControlNet, g, t):
     expect(bool((g.index < t).all()), 'ControlNet: geometry.index', f'places below {t} frames (t)', int(g.index.max()),
            'index counts frames of this window')
 
-# %% ../nbs/32_control.ipynb #32c014
+# %% ../nbs/32_control.ipynb #32c059
 @patch
 def walk(self: ControlNet, x, noise_levels, fixed: Fixed, cond_mask=None) -> dict:
     "{outlet: activation of the copies '(b t) c h w'}, before the zero connections."
@@ -121,8 +123,8 @@ def walk(self: ControlNet, x, noise_levels, fixed: Fixed, cond_mask=None) -> dic
     with torch.no_grad():
         h, noise = self.base.embed_input(x.flatten(0, 1)), self.base.noise_level_pos_embedding(noise_levels)
     keep, levels = None if cond_mask is None else ~cond_mask, {}
-    for tap, m, (section, level) in zip(self.outlets, fixed.maps, self.sections()):
-        levels[tap] = level(h + each(m).flatten(0, 1), noise + each(fixed.camera), pose, section, keep)
+    for i, (tap, m, (section, level)) in enumerate(zip(self.outlets, fixed.maps, self.sections())):
+        levels[tap] = self.base.run_level(level, section, i, h + each(m).flatten(0, 1), noise + each(fixed.camera), pose, keep)
         if section != 'mid': h = level[-1](levels[tap])
     return levels
 

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['zero_init', 'Fourier', 'Sinusoid', 'NoiseEmbedding', 'rope_pairs', 'rope_table', 'rotate', 'RMSNorm', 'ResBlock',
-           'AdaNorm', 'TransformerBlock', 'Downsample', 'Upsample', 'Patch', 'Unpatch', 'pose_maps']
+           'AdaNorm', 'attend', 'TransformerBlock', 'AttentionBlock', 'AxialTransformerBlock', 'Downsample', 'Upsample',
+           'Patch', 'Unpatch', 'turned', 'emb_weight', 'pose_maps', 'modulation']
 
-# %% ../nbs/20_layers.ipynb #20c003
+# %% ../nbs/20_layers.ipynb #20c023
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
 from .core import expect
@@ -65,25 +67,26 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, levels: Float[Tensor, 'b t']) -> Float[Tensor, 'b t e']: return self.embedding(self.timesteps(levels))
 
-# %% ../nbs/20_layers.ipynb #20c070
-def rope_pairs(dim: int) -> tuple:   # head width d, even
-    "How many of the `d/2` rotating pairs belong to time, row and column."
-    p, left = divmod(dim//2, 3)
-    return p + (left == 1), p + (left == 2), p + (left == 2)
+# %% ../nbs/20_layers.ipynb #20c026
+def rope_pairs(dim: int, axes: int = 3) -> tuple:   # head width d, even
+    "How many of the `d/2` rotating pairs belong to each axis: time, row and column."
+    p, left = divmod(dim//2, axes)
+    expect(dim % 2 == 0 and (axes == 3 or not left), 'rope', f'an even head width (d) whose pairs divide by {axes} axes' if axes != 3 else
+           'an even head width (d)', dim, 'choose heads so that channels/heads fits')
+    return (p + (left == 1), p + (left == 2), p + (left == 2)) if axes == 3 else (p,)*axes
 
-def rope_table(dim: int, t: int, h: int, w: int, device=None, theta: float = 10000.,
-               pace: float = 1.     # time between neighbouring frames; below 1 a longer window is squeezed into the times of a shorter one
+def rope_table(dim: int, *grid: int,    # head width d; sizes of the axes: t h w, or h w, or t
+               device=None, theta: float = 10000.,
+               pace: float = 1.         # step of the first axis; below 1 a longer window is squeezed into the times of a shorter one
                ) -> Complex[Tensor, 'n p']:
-    "Unit complex numbers `exp(i angle)` for the tokens of a `t h w` grid, flattened in that order; `p = dim/2`."
-    expect(dim % 2 == 0, 'rope_table', 'an even head width (d)', dim, 'choose heads so that channels/heads is even')
-    def axis(size, pairs, step=1.):
+    "Unit complex numbers `exp(i angle)` for the tokens of a grid, flattened in its order; `p = dim/2`."
+    def axis(size, pairs, step):
         steps, rates = (torch.arange(n, device=device, dtype=torch.float32) for n in (size, pairs))
-        return step*steps[:, None]*theta**(-rates/pairs)
-    angles = [axis(*a) for a in zip((t, h, w), rope_pairs(dim), (pace, 1., 1.))]
-    a, b, c = (torch.polar(torch.ones_like(x), x) for x in angles)
-    table = torch.cat((a[:, None, None].expand(-1, h, w, -1), b[None, :, None].expand(t, -1, w, -1), c[None, None].expand(t, h, -1, -1)),
-                      -1)
-    return table.reshape(t*h*w, dim//2)
+        angle = step*steps[:, None]*theta**(-rates/pairs)
+        return torch.polar(torch.ones_like(angle), angle)
+    axes = [axis(size, pairs, 1. if i else pace) for i, (size, pairs) in enumerate(zip(grid, rope_pairs(dim, len(grid))))]
+    spread = [a.view(*[1]*i, len(a), *[1]*(len(grid) - 1 - i), -1).expand(*grid, -1) for i, a in enumerate(axes)]
+    return torch.cat(spread, -1).flatten(0, -2)
 
 # %% ../nbs/20_layers.ipynb #20c027
 def rotate(x: Float[Tensor, '*b n d'], table: Complex[Tensor, 'n p']) -> Float[Tensor, '*b n d']:
@@ -101,36 +104,47 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
-# %% ../nbs/20_layers.ipynb #20c036
+# %% ../nbs/20_layers.ipynb #20c074
 class ResBlock(nn.Module):
     "Two 3x3 convolutions; between them the embedding scales and shifts."
     def __init__(self, c: int,      # channels, a multiple of 32 (GroupNorm)
-                 emb: int):         # width of the noise embedding
+                 emb: int):         # width of the embedding
         super().__init__()
         self.emb_layer = nn.Conv2d(emb, 2*c, 1)
         self.in_layers = nn.Sequential(nn.GroupNorm(32, c, eps=1e-6), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1))
         self.out_norm = nn.GroupNorm(32, c, eps=1e-6)
         self.out_rest = nn.Sequential(nn.SiLU(), zero_init(nn.Conv2d(c, c, 3, padding=1)))
 
-    def forward(self, x: Float[Tensor, 'f c h w'],          # f = (b t) frames
-                noise: Float[Tensor, 'f e'],                # noise embedding, one vector per frame
-                pose: Float[Tensor, 'f c2 h w']             # what `pose_maps` made of the cameras for this block
-                ) -> Float[Tensor, 'f c h w']:
-        scale, shift = (self.emb_layer(noise[:, :, None, None]) + pose).chunk(2, 1)
-        return x + self.out_rest(self.out_norm(self.in_layers(x))*(1 + scale) + shift)
+    @property
+    def emb_layers(self) -> tuple: return self.emb_layer,
 
-# %% ../nbs/20_layers.ipynb #20c042
+    def forward(self, x: Float[Tensor, 'f c h w'],          # f = (b t) frames
+                mod: Float[Tensor, 'f c2 h w']              # 1 + scale, shift: see `modulation`
+                ) -> Float[Tensor, 'f c h w']:
+        scale, shift = mod.chunk(2, 1)
+        return x + self.out_rest(torch.addcmul(shift, self.out_norm(self.in_layers(x)), scale))
+
+# %% ../nbs/20_layers.ipynb #20c078
 class AdaNorm(nn.Module):
     "RMSNorm whose scale and shift come from the embedding, per token."
     def __init__(self, c: int, emb: int):
         super().__init__()
         self.emb_layer, self.norm = nn.Linear(emb, 2*c), RMSNorm(c)
 
-    def forward(self, x: Float[Tensor, 'b n c'], noise: Float[Tensor, 'f e'], pose: Float[Tensor, 'f m c2']) -> Float[Tensor, 'b n c']:
-        scale, shift = (self.emb_layer(noise)[:, None] + pose).reshape(*x.shape[:2], -1).chunk(2, -1)
-        return self.norm(x)*(1 + scale) + shift
+    def forward(self, x: Float[Tensor, '*b n c'], mod: Float[Tensor, '*b n c2']) -> Float[Tensor, '*b n c']:
+        scale, shift = mod.chunk(2, -1)
+        return torch.addcmul(shift, self.norm(x), scale)
 
-# %% ../nbs/20_layers.ipynb #20c044
+# %% ../nbs/20_layers.ipynb #20c080
+def attend(qkv: Float[Tensor, 'b n c3'],                    # queries, keys and values side by side, each '(heads d)'
+           heads: int, q_norm: nn.Module, k_norm: nn.Module,
+           rope: Complex[Tensor, 'n p'] | None) -> Float[Tensor, 'b n c']:
+    "Attention of n tokens to each other; queries and keys are normed, then turned to their places."
+    q, k, v = rearrange(qkv, 'b n (three k d) -> three b k n d', three=3, k=heads)
+    q, k = q_norm(q), k_norm(k)
+    if rope is not None: q, k = rotate(q, rope), rotate(k, rope)
+    return rearrange(F.scaled_dot_product_attention(q, k, v), 'b k n d -> b n (k d)')
+
 class TransformerBlock(nn.Module):
     "Attention over all tokens of all frames and an MLP, in parallel, from one fused projection."
     def __init__(self, c: int,                # token width
@@ -146,18 +160,57 @@ class TransformerBlock(nn.Module):
         self.mlp_out = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero_init(nn.Linear(4*c, c)))
 
     @property
-    def emb_layer(self): return self.norm.emb_layer
+    def emb_layers(self) -> tuple: return self.norm.emb_layer,
 
-    def forward(self, x: Float[Tensor, 'b n c'],            # n = (t h w)
-                noise: Float[Tensor, 'f e'],                # f = (b t) frames
-                pose: Float[Tensor, 'f m c2'],              # m = (h w) tokens of a frame
-                rope: Complex[Tensor, 'n p']                # `rope_table` of the grid
-                ) -> Float[Tensor, 'b n c']:
-        qkv, mlp = self.fused_attn_mlp_proj(self.norm(x, noise, pose)).split((3*self.c, 4*self.c), -1)
-        q, k, v = rearrange(qkv, 'b n (three k d) -> three b k n d', three=3, k=self.heads)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        seen = F.scaled_dot_product_attention(q, k, v)
-        return x + self.attn_out(rearrange(seen, 'b k n d -> b n (k d)')) + self.mlp_out(mlp)
+    @staticmethod
+    def rope(dim: int, t: int, h: int, w: int, pace: float = 1., device=None) -> Complex[Tensor, 'n p']:
+        "The table that `forward` wants: one for all axes together."
+        return rope_table(dim, t, h, w, pace=pace, device=device)
+
+    def forward(self, x: Float[Tensor, 'b t m c'],          # m = (h w) tokens of a frame
+                mod: Float[Tensor, 'b t m c2'],             # 1 + scale, shift: see `modulation`
+                rope: Complex[Tensor, 'n p'] | None         # n = (t h w); None: positions were added to x
+                ) -> Float[Tensor, 'b t m c']:
+        qkv, mlp = self.fused_attn_mlp_proj(self.norm(x, mod)).split((3*self.c, 4*self.c), -1)
+        seen = attend(qkv.flatten(1, 2), self.heads, self.q_norm, self.k_norm, rope)
+        return x + self.attn_out(seen).view_as(x) + self.mlp_out(mlp)
+
+# %% ../nbs/20_layers.ipynb #20c085
+class AttentionBlock(nn.Module):
+    "Modulated attention with a residual; the second half of an `AxialTransformerBlock`."
+    def __init__(self, c: int, heads: int, emb: int):
+        super().__init__()
+        self.heads, self.norm = heads, AdaNorm(c, emb)
+        self.proj, self.out = nn.Linear(c, 3*c, bias=False), zero_init(nn.Linear(c, c, bias=False))
+        self.q_norm, self.k_norm = RMSNorm(c//heads), RMSNorm(c//heads)
+
+    def forward(self, x: Float[Tensor, '*b n c'], mod: Float[Tensor, '*b n c2'], rope: Complex[Tensor, 'n p'] | None):
+        seen = attend(self.proj(self.norm(x, mod)).flatten(0, -3), self.heads, self.q_norm, self.k_norm, rope)
+        return x + self.out(seen).view_as(x)
+
+class AxialTransformerBlock(TransformerBlock):
+    "Attention within each frame, then along time at each position, then the MLP."
+    def __init__(self, c: int, heads: int, emb: int, dropout: float = 0.):     # as `TransformerBlock`
+        super().__init__(c, heads, emb, dropout)
+        self.another_attn = AttentionBlock(c, heads, emb)
+
+    @property
+    def emb_layers(self) -> tuple: return self.norm.emb_layer, self.another_attn.norm.emb_layer
+
+    @staticmethod
+    def rope(dim: int, t: int, h: int, w: int, pace: float = 1., device=None) -> tuple:
+        "The tables that `forward` wants: of the image's axes, of time."
+        return rope_table(dim, h, w, device=device), rope_table(dim, t, pace=pace, device=device)
+
+    def forward(self, x: Float[Tensor, 'b t m c'],          # m = (h w) tokens of a frame
+                mod: Float[Tensor, 'b t m c4'],             # 1 + scale, shift of the first attention, then of the second
+                rope: tuple | None                          # tables 'm p' and 't p'; None: positions were added to x
+                ) -> Float[Tensor, 'b t m c']:
+        (space, time), (first, second) = rope or (None, None), mod.chunk(2, -1)
+        qkv, mlp = self.fused_attn_mlp_proj(self.norm(x, first)).split((3*self.c, 4*self.c), -1)
+        x = x + self.attn_out(attend(qkv.flatten(0, 1), self.heads, self.q_norm, self.k_norm, space)).view_as(x)
+        x = self.another_attn(x.transpose(1, 2), second.transpose(1, 2), time).transpose(1, 2)
+        return x + self.mlp_out(mlp)
 
 # %% ../nbs/20_layers.ipynb #20c051
 class Downsample(nn.Module):
@@ -193,17 +246,52 @@ class Unpatch(nn.Module):
 
     def forward(self, x: Float[Tensor, 'f d h w']) -> Float[Tensor, 'f c h2 w2']: return self.proj(x)
 
-# %% ../nbs/20_layers.ipynb #20c058
-def pose_maps(blocks,                                    # blocks of one level, all of one kind
-              proj: nn.Conv2d,                           # the patch convolution of the condition
-              rays: Float[Tensor, 'f r h w']             # ray patches (`F.pixel_unshuffle`) pooled to this level
-              ) -> list:                                 # per block: 'f c2 h w' for ResBlocks, 'f (h w) c2' for TransformerBlocks
-    "`emb_layer(proj(rays))` but for the bias of `emb_layer`, for all blocks at once, in the cheaper order."
-    W = torch.cat([b.emb_layer.weight.flatten(1) for b in blocks])
-    P, bias = proj.weight.flatten(1), W @ proj.bias
-    (m, e), r, n = W.shape, P.shape[1], rays[:, 0].numel()
-    tokens = isinstance(blocks[0], TransformerBlock)
-    x = rays.flatten(2).transpose(1, 2) if tokens else rays
-    linear = F.linear if tokens else lambda x, w, b=None: F.conv2d(x, w[:, :, None, None], b)
-    y = linear(x, W @ P, bias) if m*r*(e + n) < n*e*(r + m) else linear(linear(x, P), W, bias)
-    return list(y.split([len(b.emb_layer.weight) for b in blocks], -1 if tokens else 1))
+# %% ../nbs/20_layers.ipynb #20c093
+def turned(weight: Float[Tensor, 'm r'],                    # r = (k j p): sine and cosine (k) of j angles at p pixels
+           turn: Float[Tensor, 'f j k p o'] | None          # per frame: what pixel p has of the cell's sine and cosine (o); None: no turn
+           ) -> Float[Tensor, 'm r'] | Float[Tensor, 'f m r2']:     # r2 = (o j)
+    "Weights that read all pixels of a cell, as weights that read the cell's own sines and cosines."
+    if turn is None: return weight
+    f, j, k, p, o = turn.shape
+    y = rearrange(weight, 'm (k j p) -> j m (k p)', k=k, p=p) @ rearrange(turn, 'f j k p o -> j (k p) (f o)')
+    return rearrange(y, 'j m (f o) -> f m (o j)', o=o)
+
+def emb_weight(block) -> Float[Tensor, 'm e']:
+    "The weights through which a block reads the embedding."
+    parts = [layer.weight.flatten(1) for layer in block.emb_layers]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+def pose_maps(blocks,                                    # blocks of one level
+              P: Float[Tensor, 'e r'],                   # weight of the patch convolution of the condition
+              rays: Float[Tensor, 'b t r2 h w'],         # ray patches (`F.pixel_unshuffle`) pooled to this level; or the waves of its cells
+              turn: Float[Tensor, 'b t j k p o'] | None = None    # with waves: see `turned`
+              ) -> list:                                 # per block `f() -> map`: 'b t c2 h w' for ResBlocks, else 'b t (h w) c2'
+    "`emb_layer(proj(rays))` without biases, for each block, in the cheaper order."
+    (b, t, k, h, w), (e, r), tokens = rays.shape, P.shape, blocks and not isinstance(blocks[0], ResBlock)
+    m, n, x, turn = sum(len(layer.weight) for block in blocks for layer in block.emb_layers), b*t*h*w, rays.reshape(b*t, k, h*w), \
+        None if turn is None else turn.flatten(0, 1)
+    fold = m*e*r + n*k*m < n*k*e + n*e*m
+    def apply(weight, x):                                # 'm r' or 'f m r' on 'f r n', tokens last or first
+        weight = weight.expand(len(x), -1, -1)
+        return x.mT @ weight.mT if tokens else weight @ x
+    if not fold:
+        x = apply(turned(P, turn), x)                    # the embedding of the rays, shared by all blocks of the level
+        if tokens: x = x.mT
+    def pose_map(block):
+        W = emb_weight(block)
+        y = apply(turned(W @ P, turn) if fold else W, x)
+        return y.view(b, t, h*w, -1) if tokens else y.view(b, t, -1, h, w)
+    return [partial(pose_map, block) for block in blocks]
+
+# %% ../nbs/20_layers.ipynb #20c097
+def modulation(block, noise: Float[Tensor, 'b t e'],            # embedding of what is constant over a frame; b = (clips branches)
+               pose: Float[Tensor, 'clips t *n'],               # map of `pose_maps`
+               keep: Bool[Tensor, 'b'] | None = None            # rows that see their cameras
+               ) -> Float[Tensor, 'b t *n']:
+    "`1 + scale` and `shift` of a block at every position, one fused sum of noise and cameras."
+    parts = [F.linear(noise, layer.weight.flatten(1), layer.bias).chunk(2, -1) for layer in block.emb_layers]
+    vec = torch.cat([y for scale, shift in parts for y in (1 + scale, shift)], -1).unflatten(0, (len(pose), -1))
+    vec = vec[..., None, None] if isinstance(block, ResBlock) else vec[..., None, :]
+    pose = pose[:, None]
+    mod = vec + pose if keep is None else torch.addcmul(vec, pose, keep.view(*vec.shape[:2], *[1]*(pose.ndim - 2)).to(pose.dtype))
+    return mod.flatten(0, 1)
