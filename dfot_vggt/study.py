@@ -6,7 +6,7 @@
 __all__ = ['VERDICT', 'StudyCfg', 'closed_walks', 'with_geometry', 'other_scene', 'contest', 'as_html', 'write_report',
            'probe_of', 'show_parts', 'study', 'outcome', 'provenance', 'commit', 'machine', 'dfot_study']
 
-# %% ../nbs/52_study.ipynb #52c004
+# %% ../nbs/52_study.ipynb #52c039
 import base64
 import io
 import json
@@ -34,7 +34,7 @@ from .features import FeatureCache
 from .guidance import HistoryGuidance, draw_guidance
 from .metrics import Table, copy_last, evaluate, mean_colour, psnr
 from .metrics import table as scores
-from .recipes import RunCfg, base_model, diff, feature_cache, injector, table, tiny_base, tiny_control, train_run, world_folder
+from .recipes import RunCfg, base_model, diff, feature_cache, injector, table, tiny_base, tiny_control, train_run
 from .rollout import rollout, step
 from .show import Fig, lines, show_cams, show_clip, show_pca, video_tag
 from .tasks import ASKED, GIVEN
@@ -170,13 +170,13 @@ def show_parts(study: StudyCfg, base: UViT3DPose, net: ControlNet, cache: Featur
          [loss_curve(log, .9)]),
     ], checks
 
-# %% ../nbs/52_study.ipynb #52c017
+# %% ../nbs/52_study.ipynb #52c040
 def study(cfg: StudyCfg = StudyCfg(),
           folder='runs/study',             # of the report and the injector's training
           root='runs') -> dict:            # where worlds and features are kept
     "Base against base + injector, end to end; returns what `results.json` holds."
     folder, t0 = Path(folder), time.time()
-    print('1/5 rooms'); walks = closed_walks(world_folder(cfg.run.world, root), cfg.walks, cfg.skip, cfg.run.model.size)
+    print('1/5 rooms'); walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size)
     cache = feature_cache(cfg.run, root)
     print('2/5 injector'); net, log = train_run(cfg.run, folder/cfg.run.name, root, (Progress(cfg.run.name),), cache)
     base = net.base

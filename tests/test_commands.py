@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import ROOT
 from dfot_vggt.core import build
-from dfot_vggt.recipes import WorldCfg, tiny_base, world_folder
+from dfot_vggt.recipes import WorldCfg, tiny_base
 from dfot_vggt.study import StudyCfg
 
 def run(cwd, *args):
@@ -60,7 +60,7 @@ def damage(folder):
 
 @pytest.mark.parametrize('what', damage(ROOT))
 def test_a_damaged_world(tmp_path, what):
-    folder = world_folder(MINI.world, tmp_path/'runs')
+    folder = MINI.world.folder(tmp_path/"runs")
     act, names = damage(folder)[what]
     act()
     yaml = saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml')
