@@ -34,7 +34,7 @@ class ControlCfg(Cfg):
     camera: int       # channels of `Geometry.camera`
     mid: int = 1      # how many middle blocks are copied, besides all levels of the way down
 
-# %% ../nbs/32_control.ipynb #32c010
+# %% ../nbs/32_control.ipynb #32c003
 class ControlNet(nn.Module):
     "Copies of the base's way down; VGGT enters through zero layers, the result leaves through zero layers."
     def __init__(self, base: UViT3DPose,       # is frozen and put in eval mode here; not among this module's parameters
@@ -65,7 +65,7 @@ class ControlNet(nn.Module):
     def forward(self, x: Float[Tensor, 'b t c h w'],           # noisy frames, normalised
                 noise_levels: Float[Tensor, 'b t'],            # as the base sees them
                 cams: Float[Tensor, 'b t 16'] | None,          # of the window; read where `cond` is None
-                cond: PoseCond | Float[Tensor, 'b t r h2 w2'] | None,     # what the base gets, or None
+                cond: PoseCond | Float[Tensor, 'b t r h2 w2'] | None,     # what the base gets; None: `cams`
                 geometry: Geometry | None,                     # of the known frames; None: no control
                 cond_mask: Bool[Tensor, 'b'] | None = None     # True: hide the cameras of this clip
                 ) -> dict:                                     # {tap: '(b t) c h w' to add}
@@ -135,7 +135,7 @@ def window(self: ControlNet, cams, cond, geometry):
     fixed = self.fixed(cams, cond, geometry)
     return lambda x, noise_levels, cond_mask=None: self.speak(self.walk(x, noise_levels, fixed, cond_mask))
 
-# %% ../nbs/32_control.ipynb #32c023
+# %% ../nbs/32_control.ipynb #32c014
 class Probe(NamedTuple):
     "A batch to try an injector on."
     x: Tensor              # 'b t c h w' noisy frames
@@ -144,7 +144,7 @@ class Probe(NamedTuple):
     geometry: Geometry     # of the known frames; at least one slot of clip 0 is in the window
 
     def control(self, net, **kw) -> dict: return net(self.x, self.noise_levels, self.cams, None, kw.get('geometry', self.geometry))
-    def base(self, net, **kw): return net.base(self.x, self.noise_levels, net.base.rays(self.cams), **kw)
+    def base(self, net, **kw): return net.base(self.x, self.noise_levels, self.cams, **kw)
     def walk(self, net, **kw) -> dict: return net.walk(self.x, self.noise_levels,
                                                        net.fixed(self.cams, None, kw.get('geometry', self.geometry)))
 
