@@ -89,7 +89,7 @@ def back_and_forth(index: Sequence) -> list:
     "Every second entry on the way out, the others on the way home: a walk that returns to where it began, without showing a frame twice."
     return [*index[::2], *index[1::2][::-1]]
 
-# %% ../nbs/13_clips.ipynb #13c060
+# %% ../nbs/13_clips.ipynb #13c020
 class Clips(Dataset):
     "Random windows: item `j` is clip `j % len` in round `j // len`, a function of `seed` and `j` alone. Holds names, no open file."
     def __init__(self,
@@ -102,9 +102,7 @@ class Clips(Dataset):
                  reverse: float = 0.,           # ... shown backwards
                  back_and_forth: float = 0.,    # ... goes out and comes back
                  skip_increase: float = 0.,     # added to both skips in every round, rounded down
-                 seed: int = 0,                 # of the windows
-                 augment: bool = False):        # until recipes say flip=.5, reverse=.5
-        if augment: flip = reverse = .5
+                 seed: int = 0):                # of the windows
         expect(1 <= skip[0] <= skip[1], 'skip', '1 <= smallest <= largest', skip, 'pass e.g. skip=(1, 3)')
         self.layout, self.n_frames, self.skip, self.size, self.seed = Layout(root, split), n_frames, skip, size, seed
         self.turns, self.skip_increase, self.need = (flip, reverse, back_and_forth), skip_increase, (n_frames - 1)*skip[0] + 1
