@@ -151,7 +151,7 @@ def device() -> torch.device:
     "The accelerator if there is one, else the CPU. Modules never call this; commands and notebooks do, once."
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
 
-# %% ../nbs/00_core.ipynb #00c040
+# %% ../nbs/00_core.ipynb #00c005
 class Inert:
     "Stands for any object of a class that is not wanted: takes everything, keeps nothing."
     def __new__(cls, *args): return super().__new__(cls)
@@ -192,7 +192,7 @@ def read_tensors(path, inert: tuple = ()):   # inert: full names of classes to r
             got = torch.load(path, map_location='cpu', weights_only=True, mmap=kind == named)
     except pickle.UnpicklingError as e:
         names = _foreign(path, e, inert)
-        detail = (re.findall(r'WeightsUnpickler error: (.+)', str(e)) or [str(e)])[0].splitlines()[0][:120]
+        detail = (re.findall(r'WeightsUnpickler error:\s+(.+)', str(e)) or [str(e)])[0].splitlines()[0][:120]
         why = f'a pickle that wants to run code of {", ".join(names)}' if names else f'a pickle that torch did not write ({detail})'
         way = 'nothing was run; where you trust it, name them as inert or convert the file to safetensors'
     except Exception as e: why = f'{type(e).__name__}: {e}'          # broken bytes fail in every way there is

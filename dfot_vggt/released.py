@@ -42,7 +42,7 @@ INERT = tuple('''builtins.bool builtins.dict builtins.float builtins.int builtin
                  omegaconf.nodes.AnyNode omegaconf.nodes.BooleanNode omegaconf.nodes.FloatNode omegaconf.nodes.IntegerNode
                  omegaconf.nodes.StringNode'''.split())
 
-# %% ../nbs/28_released.ipynb #28c026
+# %% ../nbs/28_released.ipynb #28c031
 def checkpoint_file(source,        # a file, a folder that holds `file` or model.safetensors, or a repository of the Hub 'owner/name'
                     file: str      # the file's path in the repository
                     ) -> Path:
@@ -62,7 +62,7 @@ def load_dfot(source='kiwhansong/DFoT',                             # path, or r
               file: str = 'pretrained_models/DFoT_RE10K.ckpt',      # file in the repository
               inert: tuple = ()                                     # further classes to read as nothing, by their full names
               ) -> UViT3DPose:                                      # float32, in eval mode
-    "A DFoT checkpoint of any form, strictly. Raises `FileNotFoundError`, `ValueError` for a bad file, `LoadError` for one that does not fit."
+    "A DFoT checkpoint of any form, strictly: `ValueError` for a bad file, `LoadError` (one of them) for one that does not fit."
     path = checkpoint_file(source, file)
     with torch.device('meta'): model = UViT3DPose(cfg)
     state = dfot_state(read_tensors(path, (*INERT, *inert)), [n for n, _ in model.named_parameters()], str(path))
