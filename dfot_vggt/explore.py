@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNED', 'activations', 'channel_figure', 'LevelExplorer']
 
-# %% ../nbs/50_explore.ipynb #50c003
+# %% ../nbs/50_explore.ipynb #50c004
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import torch
@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .core import expect, rng
-from .diffusion import ContinuousDiffusion
+from .diffusion import Diffusion
 from .show import Fig, f32, fig, pixels
 from .uvit import UViT3DPose
 
-# %% ../nbs/50_explore.ipynb #50c011
+# %% ../nbs/50_explore.ipynb #50c045
 def activations(model: UViT3DPose,
-                diffusion: ContinuousDiffusion,
+                diffusion: Diffusion,
                 video: Float[Tensor, 't 3 h w'],  # one clip, RGB in [0,1]
                 cams: Float[Tensor, 't 16'],      # its cameras
                 k: int = 100,                     # noise level of every frame; 0 is almost clean, timesteps-1 is only noise

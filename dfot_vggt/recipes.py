@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'windows', 'base_loss', 'draw', 'control_loss', 'base_model', 'injector',
-           'feature_cache', 'train_run', 'tiny_base', 'tiny_control', 're10k', 're10k_16', 'table', 'diff', 'show_diff',
-           'ship', 'dfot_train']
+           'feature_cache', 'train_run', 'tiny_base', 'tiny_control', 'tiny_discrete', 're10k', 're10k_16', 'table',
+           'diff', 'show_diff', 'ship', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c050
+# %% ../nbs/51_recipes.ipynb #51c015
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from torch import nn
 from .clips import Batch, Clips, Starts, loader
 from .control import ControlCfg, ControlNet
 from .core import Cfg, asset, build, expect, load_report, read_tensors, rng, seed_all, write_aside
-from .diffusion import ContinuousDiffusion, DiffusionCfg
+from .diffusion import DiffusionCfg, DiscreteCfg, make_diffusion
 from .features import FeatureCache
 from .released import load_dfot
 from .scenes import make_re10k
@@ -33,7 +33,7 @@ from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, random_weights
 
-# %% ../nbs/51_recipes.ipynb #51c051
+# %% ../nbs/51_recipes.ipynb #51c016
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -77,7 +77,7 @@ class RunCfg(Cfg):
     name: str                                  # also the default folder, runs/<name>
     world: WorldCfg | Re10kCfg = WorldCfg()
     model: UViTCfg = UViTCfg.tiny()
-    diffusion: DiffusionCfg = DiffusionCfg.world()
+    diffusion: DiffusionCfg | DiscreteCfg = DiffusionCfg.world()
     task: Task = PrefixMixture()               # which frames are clean, how noisy the others are
     train: TrainCfg = TrainCfg()
     batch: int = 8                             # windows per step, over all processes
@@ -101,14 +101,14 @@ def _repeated(run: RunCfg, clips: Clips, start: int, rank: int, world: int):
     for step in count(start):
         yield Batch.cat([kept(j % run.finite) for j in range(step*run.batch, (step + 1)*run.batch)][rank::world]), step
 
-# %% ../nbs/51_recipes.ipynb #51c011
+# %% ../nbs/51_recipes.ipynb #51c017
 def base_loss(run: RunCfg) -> Callable:
     "`loss_fn(model, (batch, step))` of diffusion forcing: every frame at a level of its own."
-    diffusion = ContinuousDiffusion(run.diffusion)
+    diffusion = make_diffusion(run.diffusion)
     def loss_fn(model, item):
         batch, step = item
         x0, t, learnt, noise = draw(run, model, batch, step)
-        return {'diffusion': diffusion.training_step(model, x0, model.rays(batch.cams), t, noise, learnt).loss}
+        return {'diffusion': diffusion.training_step(model, x0, batch.cams, t, noise, learnt).loss}
     return loss_fn
 
 def draw(run: RunCfg, model: UViT3DPose, batch: Batch, step: int):
@@ -119,14 +119,14 @@ def draw(run: RunCfg, model: UViT3DPose, batch: Batch, step: int):
     noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in gens])
     return x0, t.to(x0.device), learnt.to(x0.device), noise.to(x0.device)
 
-# %% ../nbs/51_recipes.ipynb #51c013
+# %% ../nbs/51_recipes.ipynb #51c019
 def control_loss(run: RunCfg, base: UViT3DPose, features: Callable) -> Callable:
     "`loss_fn(control_net, (batch, step))`; `features(video, cams, known) -> Geometry` of the known frames."
-    diffusion = ContinuousDiffusion(run.diffusion)
+    diffusion = make_diffusion(run.diffusion)
     def loss_fn(net, item):
         batch, step = item
         x0, t, learnt, noise = draw(run, base, batch, step)
-        cond, geometry = base.pool_rays(base.rays(batch.cams)), features(batch.video, batch.cams, ~learnt)
+        cond, geometry = base.pool_rays(batch.cams), features(batch.video, batch.cams, ~learnt)
         ask = lambda x, levels: net(x, levels, batch.cams, cond, geometry)
         return {'diffusion': diffusion.training_step(base, x0, cond, t, noise, learnt, control=ask).loss}
     return loss_fn
@@ -164,10 +164,10 @@ def train_run(run: RunCfg,
     load_report(model, read_tensors(folder/'model.safetensors'), str(folder/'model.safetensors'))
     return model.eval(), log
 
-# %% ../nbs/51_recipes.ipynb #51c055
+# %% ../nbs/51_recipes.ipynb #51c028
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
-    return RunCfg('tiny_base', train=TrainCfg(steps=2600, lr=1e-3, precision='bf16', save_every=250))
+    return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
 
 def tiny_control() -> RunCfg:
     "The shipped base, frozen, under a ControlNet that reads a tiny VGGT with random weights: plumbing, no claim."
@@ -177,6 +177,11 @@ def tiny_control() -> RunCfg:
         name='tiny_control', base='tiny_base.safetensors', world=WorldCfg(rooms=64, test_rooms=8), vggt=vggt, layers=layers,
         control=ControlCfg(latent=width, camera=width), task=PrefixMixture(clips=1.), finite=128,
         train=TrainCfg(steps=120, lr=1e-3, warmup=10, ema=.98, precision='bf16', save_every=60))
+
+def tiny_discrete() -> RunCfg:
+    "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
+    run = tiny_base()
+    return run.replace(name='tiny_discrete', model=run.model.replace(fourier=False), diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
 
 def re10k() -> RunCfg:
     "The released DFoT, trained on as it was: 458.8 M parameters, 256 px, 8 frames."
@@ -188,7 +193,7 @@ def re10k_16() -> RunCfg:
     run = re10k()
     return run.replace(name='re10k_16', model=run.model.replace(frames=16))
 
-RECIPES = {f.__name__: f for f in (tiny_base, tiny_control, re10k, re10k_16)}
+RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_control, re10k, re10k_16)}
 
 # %% ../nbs/51_recipes.ipynb #51c018
 def table(rows: list[dict]) -> HTML:

@@ -6,7 +6,7 @@
 __all__ = ['VERDICT', 'StudyCfg', 'closed_walks', 'with_geometry', 'other_scene', 'contest', 'as_html', 'write_report',
            'probe_of', 'show_parts', 'study', 'outcome', 'provenance', 'commit', 'machine', 'dfot_study']
 
-# %% ../nbs/52_study.ipynb #52c039
+# %% ../nbs/52_study.ipynb #52c004
 import base64
 import io
 import json
@@ -28,7 +28,7 @@ from torch import Tensor
 from .clips import Batch, Clips, Window
 from .control import ControlNet, Probe, checklist, no_leak
 from .core import Cfg, build, device, expect, rng, write_aside
-from .diffusion import ContinuousDiffusion
+from .diffusion import Diffusion, make_diffusion
 from .explore import LevelExplorer, activations
 from .features import FeatureCache
 from .guidance import HistoryGuidance, draw_guidance
@@ -69,7 +69,7 @@ def closed_walks(folder,              # a world in RealEstate10K's layout
         return clips.read(Window(key, tuple(i % length for i in range(0, length + 1, skip))))
     return Batch.cat([walk(k) for k in clips.keys[:n]])
 
-# %% ../nbs/52_study.ipynb #52c011
+# %% ../nbs/52_study.ipynb #52c017
 def with_geometry(net: ControlNet, features, scene=lambda x: x):
     "What `rollout` takes as `geometry`: features of the frames known so far, through the injector; `scene` may swap clips."
     def geometry(video, cams, mask):
@@ -82,7 +82,7 @@ def other_scene(x: Tensor) -> Tensor:
 
 def contest(study: StudyCfg, base: UViT3DPose, net: ControlNet, features, truth: Batch, progress: bool = False) -> dict:
     "{contestant: video 'b t 3 h w'}; all start from the true first frame and draw the same noise."
-    diffusion = ContinuousDiffusion(study.run.diffusion)
+    diffusion = make_diffusion(study.run.diffusion)
     def roll(geometry):
         return rollout(base, diffusion, truth.video[:, :1], truth.cams, study.context, progress,
                        steps=study.steps, seed=study.seed, keys=truth.keys, geometry=geometry)
@@ -114,8 +114,8 @@ def write_report(path, title: str, verdict: str, sections: list[tuple]):
     with write_aside(path) as tmp:
         tmp.write_text(f'<!doctype html><html><head>{head}</head><body>{body}</body></html>')
 
-# %% ../nbs/52_study.ipynb #52c015
-def probe_of(base: UViT3DPose, diffusion: ContinuousDiffusion, features, walks: Batch) -> tuple:
+# %% ../nbs/52_study.ipynb #52c026
+def probe_of(base: UViT3DPose, diffusion: Diffusion, features, walks: Batch) -> tuple:
     "A batch for the ControlNet's checklist, made of the first frames of the walks: `(Probe, video, known)`."
     t = base.cfg.frames
     video, cams = walks.video[:2, :t], walks.cams[:2, :t]
@@ -127,7 +127,7 @@ def probe_of(base: UViT3DPose, diffusion: ContinuousDiffusion, features, walks: 
 
 def show_parts(study: StudyCfg, base: UViT3DPose, net: ControlNet, cache: FeatureCache, walks: Batch, log: list[dict]) -> tuple[list, dict]:
     "The report's sections on the parts, and the checks' complaints."
-    run, diffusion = study.run, ContinuousDiffusion(study.run.diffusion)
+    run, diffusion = study.run, make_diffusion(study.run.diffusion)
     fresh = injector(run, base)
     probe, video, known = probe_of(base, diffusion, cache.get, walks)
     checks = {**checklist(fresh, probe), 'no_leak': no_leak(fresh, probe, cache.get, video, known)}
