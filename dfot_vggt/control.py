@@ -7,7 +7,7 @@ __all__ = ['COPIES', 'CHECKS', 'ControlCfg', 'ControlNet', 'Fixed', 'to_grid', '
            'same_output', 'alive', 'train_a_little', 'awake', 'in_place', 'reach', 'light', 'branches', 'saved',
            'no_leak', 'checklist']
 
-# %% ../nbs/32_control.ipynb #32c057
+# %% ../nbs/32_control.ipynb #32c010
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .core import Cfg, expect, load_report, rng
 from .features import Geometry, place, regrid
-from .layers import pose_maps, zero_init
+from .layers import zero_init
 from .trace import liveness
 from .uvit import Level, PoseCond, UViT3DPose
 
@@ -74,7 +74,7 @@ class ControlNet(nn.Module):
 
     def speak(self, levels: dict) -> dict: return {tap: c(levels[tap]) for tap, c in zip(self.outlets, self.connect)}
 
-# %% ../nbs/32_control.ipynb #32c058
+# %% ../nbs/32_control.ipynb #32c018
 @dataclass
 class Fixed:
     "What a window's control needs and no denoising step changes."
@@ -93,8 +93,7 @@ def fixed(self: ControlNet, cams, cond, geometry) -> Fixed:
     cond = cond[:] if isinstance(cond, PoseCond) else base.pool_rays(cams if cond is None else cond)
     t = cond.shape[1]
     self._check(geometry, t)
-    maps = {name: [m() for m in pose_maps(level.blocks, cond.weight, *cond.cells[i])] for i, (name, level) in enumerate(self.sections())}
-    pose = PoseCond(cond.frame, cond.cells, cond.weight, maps, self)
+    pose = cond.prepare({name: (i, level) for i, (name, level) in enumerate(self.sections())}, self)
     x = F.layer_norm(geometry.latents.float().movedim(2, -1), (self.cfg.latent,)).movedim(-1, 2)
     maps = [place(to_grid(conv, x.flatten(0, 1), base.cfg.grid(i)).unflatten(0, index.shape), index, t, self.unknown[i][:, None, None])
             for i, conv in enumerate(self.entry)]

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['zero_init', 'Fourier', 'Sinusoid', 'NoiseEmbedding', 'rope_pairs', 'rope_table', 'rotate', 'RMSNorm', 'ResBlock',
            'AdaNorm', 'attend', 'TransformerBlock', 'AttentionBlock', 'AxialTransformerBlock', 'Downsample', 'Upsample',
-           'Patch', 'Unpatch', 'turned', 'emb_weight', 'pose_maps', 'modulation']
+           'Patch', 'Unpatch', 'turned', 'emb_weight', 'pose_map', 'pose_maps', 'modulation']
 
-# %% ../nbs/20_layers.ipynb #20c023
+# %% ../nbs/20_layers.ipynb #20c039
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -246,42 +245,39 @@ class Unpatch(nn.Module):
 
     def forward(self, x: Float[Tensor, 'f d h w']) -> Float[Tensor, 'f c h2 w2']: return self.proj(x)
 
-# %% ../nbs/20_layers.ipynb #20c093
-def turned(weight: Float[Tensor, 'm r'],                    # r = (k j p): sine and cosine (k) of j angles at p pixels
-           turn: Float[Tensor, 'f j k p o'] | None          # per frame: what pixel p has of the cell's sine and cosine (o); None: no turn
-           ) -> Float[Tensor, 'm r'] | Float[Tensor, 'f m r2']:     # r2 = (o j)
+# %% ../nbs/20_layers.ipynb #20c042
+def turned(weight: Float[Tensor, 'm r'],                    # r = (j k p): of each of j angles sine and cosine (k) at p pixels
+           turn: Float[Tensor, 'b t j k p o'] | None        # per frame: what pixel p has of the cell's sine and cosine (o); None: no turn
+           ) -> Float[Tensor, 'm r'] | Float[Tensor, 'b t m r2']:     # r2 = (o j)
     "Weights that read all pixels of a cell, as weights that read the cell's own sines and cosines."
     if turn is None: return weight
-    f, j, k, p, o = turn.shape
-    y = rearrange(weight, 'm (k j p) -> j m (k p)', k=k, p=p) @ rearrange(turn, 'f j k p o -> j (k p) (f o)')
-    return rearrange(y, 'j m (f o) -> f m (o j)', o=o)
+    b, t, j, k, p, o = turn.shape
+    y = rearrange(weight, 'm (j kp) -> j m kp', j=j) @ rearrange(turn, 'b t j k p o -> j (k p) (b t o)')
+    return rearrange(y, 'j m (b t o) -> b t m (o j)', b=b, o=o)
 
 def emb_weight(block) -> Float[Tensor, 'm e']:
     "The weights through which a block reads the embedding."
     parts = [layer.weight.flatten(1) for layer in block.emb_layers]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+def pose_map(weight: Float[Tensor, 'm r'] | Float[Tensor, 'b t m r'], cells: Float[Tensor, 'b t r h w'], tokens: bool):
+    "`weight` applied at every cell: 'b t m h w', or 'b t (h w) m' for tokens."
+    x, size = cells.flatten(-2), cells.shape[-2:]
+    return x.mT @ weight.mT if tokens else (weight.expand(*x.shape[:2], -1, -1) @ x).unflatten(-1, size)
+
 def pose_maps(blocks,                                    # blocks of one level
               P: Float[Tensor, 'e r'],                   # weight of the patch convolution of the condition
-              rays: Float[Tensor, 'b t r2 h w'],         # ray patches (`F.pixel_unshuffle`) pooled to this level; or the waves of its cells
+              cells: Float[Tensor, 'b t r2 h w'],        # ray patches (`F.pixel_unshuffle`) pooled to this level; or the waves of its cells
               turn: Float[Tensor, 'b t j k p o'] | None = None    # with waves: see `turned`
               ) -> list:                                 # per block `f() -> map`: 'b t c2 h w' for ResBlocks, else 'b t (h w) c2'
     "`emb_layer(proj(rays))` without biases, for each block, in the cheaper order."
-    (b, t, k, h, w), (e, r), tokens = rays.shape, P.shape, blocks and not isinstance(blocks[0], ResBlock)
-    m, n, x, turn = sum(len(layer.weight) for block in blocks for layer in block.emb_layers), b*t*h*w, rays.reshape(b*t, k, h*w), \
-        None if turn is None else turn.flatten(0, 1)
-    fold = m*e*r + n*k*m < n*k*e + n*e*m
-    def apply(weight, x):                                # 'm r' or 'f m r' on 'f r n', tokens last or first
-        weight = weight.expand(len(x), -1, -1)
-        return x.mT @ weight.mT if tokens else weight @ x
-    if not fold:
-        x = apply(turned(P, turn), x)                    # the embedding of the rays, shared by all blocks of the level
-        if tokens: x = x.mT
-    def pose_map(block):
-        W = emb_weight(block)
-        y = apply(turned(W @ P, turn) if fold else W, x)
-        return y.view(b, t, h*w, -1) if tokens else y.view(b, t, -1, h, w)
-    return [partial(pose_map, block) for block in blocks]
+    (e, r), (b, t, k, h, w) = P.shape, cells.shape
+    m, n, tokens = sum(len(layer.weight) for block in blocks for layer in block.emb_layers), b*t*h*w, not isinstance(blocks[0], ResBlock)
+    if m*e*r + n*k*m < n*k*e + n*e*m: return [lambda block=block: pose_map(turned(emb_weight(block) @ P, turn), cells, tokens)
+                                              for block in blocks]
+    seen = pose_map(turned(P, turn), cells, tokens)          # the embedding of the rays, shared by the blocks
+    if tokens: seen = seen.mT.unflatten(-1, (h, w))
+    return [lambda block=block: pose_map(emb_weight(block), seen, tokens) for block in blocks]
 
 # %% ../nbs/20_layers.ipynb #20c097
 def modulation(block, noise: Float[Tensor, 'b t e'],            # embedding of what is constant over a frame; b = (clips branches)

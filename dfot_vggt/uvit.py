@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UViTCfg', 'ray_waves', 'PoseCond', 'Level', 'LearnedPositions', 'UViT3DPose', 'golden_weights']
 
-# %% ../nbs/21_uvit.ipynb #21c003
+# %% ../nbs/21_uvit.ipynb #21c014
 import math
 import zlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from .camera import Cams, normalise_by_first, octaves, ray_encoding
 from .core import Cfg, expect
 from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock, TransformerBlock, Unpatch, Upsample,
-                              modulation, pose_maps)
+                              emb_weight, modulation, pose_map, pose_maps, turned)
 from .scenes import WORLD_MEAN, WORLD_STD
 
 # %% ../nbs/21_uvit.ipynb #21c006
@@ -113,32 +113,47 @@ def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first 
     z = (turn(down)[..., None]*turn(right)[..., None, :]).flatten(-2)
     return torch.cat((angle.sin(), angle.cos()), 2), torch.view_as_real(torch.stack((z, 1j*z), 3)).float()
 
-# %% ../nbs/21_uvit.ipynb #21c076
+# %% ../nbs/21_uvit.ipynb #21c018
 class PoseCond:
     "The cameras of a window, prepared once: a vector per frame, what each level's cells read, and perhaps each block's map."
     def __init__(self, frame: Tensor,        # 'b t e', joins the noise embedding
                  cells: list,                # per level ('b t r h w', turn of the weights or None): what `pose_maps` reads
                  weight: Tensor,             # 'e r' that reads it
-                 maps: dict | None = None,   # {section: [per block 'b t ...']}; None: made on demand and not kept
+                 maps: dict | None = None,   # {section: [per block 'b t ...']}; None: all is made on demand and nothing kept
+                 folded: dict | None = None, # {section: [per block weights 'b t m r']} of sections that are not in maps
                  owner: nn.Module | None = None,    # the module whose weights made the maps
                  branches: int = 1):         # rows of a batch that share a clip
-        self.frame, self.cells, self.weight, self.maps, self.owner, self.branches = frame, cells, weight, maps, owner, branches
+        self.frame, self.cells, self.weight = frame, cells, weight
+        self.maps, self.folded, self.owner, self.branches = maps, folded, owner, branches
 
     def each(self, f):
         "Apply `f` to every tensor; their first axes are b t."
-        maps = self.maps and {k: [f(m) for m in v] for k, v in self.maps.items()}
+        maps, folded = ({k: [f(m) for m in v] for k, v in kept.items()} if kept is not None else None for kept in (self.maps, self.folded))
         cells = [(f(x), None if turn is None else f(turn)) for x, turn in self.cells]
-        return PoseCond(f(self.frame), cells, self.weight, maps, self.owner, self.branches)
+        return PoseCond(f(self.frame), cells, self.weight, maps, folded, self.owner, self.branches)
 
     def repeat(self, n: int):
         "Row b*n + branch, as guidance orders its branches. Maps are shared, not copied."
-        if not self.maps: return self.each(lambda x: x.repeat_interleave(n, 0))
-        return PoseCond(self.frame, self.cells, self.weight, self.maps, self.owner, self.branches*n)
+        if self.maps is None: return self.each(lambda x: x.repeat_interleave(n, 0))
+        return PoseCond(self.frame, self.cells, self.weight, self.maps, self.folded, self.owner, self.branches*n)
 
     def __getitem__(self, index):
         "`cond[rows]`, `cond[rows, :t]`: any index of the axes b t."
-        n, one = self.branches, PoseCond(self.frame, self.cells, self.weight, self.maps, self.owner)
+        n, one = self.branches, PoseCond(self.frame, self.cells, self.weight, self.maps, self.folded, self.owner)
         return one.each(lambda x: (x.repeat_interleave(n, 0) if n > 1 else x)[index])
+
+    def prepare(self, sections: dict,        # {name: (index of its grid, `Level`)}
+                owner: nn.Module,
+                budget: float = .5           # GB of maps to keep, coarse levels first; of the others only folded weights
+                ) -> 'PoseCond':
+        "The same with everything made that does not change while a window is denoised."
+        maps, folded, left = {}, {}, budget*1e9
+        for name, (i, level) in sorted(sections.items(), key=lambda s: -s[1][0]):
+            (x, turn), blocks = self.cells[i], level.blocks
+            left -= 4*x[:, :, 0].numel()*sum(len(emb_weight(block)) for block in blocks)
+            if turn is None or left >= 0: maps[name] = [m() for m in pose_maps(blocks, self.weight, x, turn)] if blocks else []
+            else: folded[name] = [turned(emb_weight(block) @ self.weight, turn) for block in blocks]
+        return PoseCond(self.frame, self.cells, self.weight, maps, folded, owner)
 
     @property
     def shape(self) -> tuple: return len(self), self.frame.shape[1]                 # b t
@@ -150,11 +165,12 @@ class PoseCond:
         "Per block a function that makes its `modulation`. A row that sees no cameras gets none of it, not even a bias."
         frame = self.frame.repeat_interleave(self.branches, 0) if self.branches > 1 else self.frame
         if keep is not None: frame = torch.where(keep[:, None, None], frame, 0)
-        if self.maps: maps = [lambda m=m: m for m in self.maps[section]]
-        else:
-            x, turn = next(c for c in self.cells if c[0].shape[-1] == size)
+        x, turn = next(c for c in self.cells if c[0].shape[-1] == size)
+        if self.maps is None:
             if keep is not None: x, keep = torch.where(keep[:, None, None, None, None], x, 0), None
-            maps = pose_maps(blocks, self.weight, x, turn)
+            maps = pose_maps(blocks, self.weight, x, turn) if blocks else []
+        elif section in self.maps: maps = [lambda m=m: m for m in self.maps[section]]
+        else: maps = [lambda w=w: pose_map(w, x, not isinstance(blocks[0], ResBlock)) for w in self.folded[section]]
         return [lambda block=block, m=m: modulation(block, noise + frame, m(), keep) for block, m in zip(blocks, maps)]
 
 # %% ../nbs/21_uvit.ipynb #21c078
@@ -240,7 +256,7 @@ class UViT3DPose(nn.Module):
         v = at('out', self.project_output(h)).unflatten(0, x.shape[:2])
         return (v, kept) if taps else v
 
-# %% ../nbs/21_uvit.ipynb #21c095
+# %% ../nbs/21_uvit.ipynb #21c054
 @patch
 def rays(self: UViT3DPose, cams: Float[Tensor, 'b t 16']) -> Float[Tensor, 'b t r h w']:
     "The ray encoding this model reads: at its token grid or at its pixels."
@@ -253,19 +269,18 @@ def pool_rays(self: UViT3DPose, cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b
     if cond.ndim == 3:
         cams, of_origin = normalise_by_first(cond), 6*c.freqs
         cells = [ray_waves(cams, c.grid(i), c.cond_size, c.cond_patch, c.freqs) for i in range(c.levels)]
-        frame = F.linear(octaves(Cams(cams).centre, c.freqs), proj.weight[:, :of_origin].sum((2, 3)), proj.bias)
-        return PoseCond(frame, cells, proj.weight[:, of_origin:].flatten(1))
+        origin = octaves(Cams(cams).centre, c.freqs).repeat_interleave(c.cond_patch**2, -1)           # the same at each pixel of a patch
+        frame = F.linear(origin, proj.weight[:, :of_origin].flatten(1), proj.bias)
+        return PoseCond(frame, cells, rearrange(proj.weight[:, of_origin:], 'e (k j) p q -> e (j k p q)', k=2))
     x = [F.pixel_unshuffle(cond, c.cond_patch)]
     for _ in self.down_blocks: x.append(F.avg_pool2d(x[-1].flatten(0, 1), 2).unflatten(0, cond.shape[:2]))
     return PoseCond(proj.bias.expand(*cond.shape[:2], -1), [(m, None) for m in x], proj.weight.flatten(1))
 
 @patch
-def pose_cond(self: UViT3DPose, cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h w']) -> PoseCond:
+def pose_cond(self: UViT3DPose, cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h w'],
+              budget: float = .5) -> PoseCond:     # GB of maps, see `PoseCond.prepare`
     "Everything this model will want to know of a window's cameras (or of ready rays), worked out once."
-    pose = self.pool_rays(cond)
-    pose.maps = {name: [m() for m in pose_maps(level.blocks, pose.weight, *pose.cells[i])] for name, (i, level) in self.sections().items()}
-    pose.owner = self
-    return pose
+    return self.pool_rays(cond).prepare(self.sections(), self, budget)
 
 @patch
 def run_level(self: UViT3DPose, level: Level, section: str, i: int,        # a level of this model or a copy; its name and grid
