@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from .core import Cfg, device, expect, load_report, read_tensors, rng, write_aside
 from .show import lines
 
-# %% ../nbs/40_train.ipynb #40c012
+# %% ../nbs/40_train.ipynb #40c062
 @dataclass(frozen=True)
 class TrainCfg(Cfg):
     "How a model is trained; what it is and what it learns stand elsewhere."
@@ -40,7 +40,8 @@ class TrainCfg(Cfg):
     weight_decay: float = .01   # AdamW, on every trained tensor
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the weights' running average
-    precision: str = 'no'       # accelerate's mixed precision: 'no' is float32, or 'bf16'
+    precision: str = 'no'       # 'no' is float32; 'bf16', or 'fp16' with a scaled loss: matrix products in half precision
+    compile: bool = False       # torch.compile the model: minutes at first, then faster steps
     save_every: int = 500       # steps between checkpoints
 
 def lr_at(step: int, cfg: TrainCfg) -> float:
@@ -80,11 +81,13 @@ class EMA:
         "A checkpoint's worth of weights with the averages in place of the parameters."
         return {n: self.mean[n].cpu().to(v.dtype).clone() if n in self.mean else v for n, v in weights(model).items()}
 
-# %% ../nbs/40_train.ipynb #40c020
+# %% ../nbs/40_train.ipynb #40c063
 def save_state(folder: Path, step: int, model: nn.Module, ema: EMA, opt: torch.optim.Optimizer):
     "Everything that the next step depends on, and the averaged weights for use."
     state = folder/'state'/f'step-{step:07d}.pt'
-    with write_aside(state) as tmp: torch.save(dict(step=step, model=weights(model), ema=ema.mean, optimizer=opt.state_dict()), tmp)
+    everything = dict(step=step, model=weights(model), ema=ema.mean, optimizer=opt.state_dict())
+    if getattr(opt, 'scaler', None): everything['scaler'] = opt.scaler.state_dict()
+    with write_aside(state) as tmp: torch.save(everything, tmp)
     with write_aside(folder/'model.safetensors') as tmp: save_file({n: v.contiguous() for n, v in ema.weights(model).items()}, tmp)
     for old in state.parent.glob('step-*.pt'):
         if old != state: old.unlink()
@@ -97,6 +100,7 @@ def load_state(folder: Path, model: nn.Module, ema: EMA, opt: torch.optim.Optimi
     load_report(model, s['model'], str(states[-1]), missing_ok=tuple(n for n, p in model.named_parameters() if not p.requires_grad))
     for n, v in s['ema'].items(): ema.mean[n].copy_(v)
     opt.load_state_dict(s['optimizer'])
+    if 'scaler' in s: opt.scaler.load_state_dict(s['scaler'])
     return s['step']
 
 # %% ../nbs/40_train.ipynb #40c024
@@ -161,7 +165,7 @@ class Progress:
         self.bar.update(1)
         if e.step + 1 == e.cfg.steps: self.bar.close()
 
-# %% ../nbs/40_train.ipynb #40c031
+# %% ../nbs/40_train.ipynb #40c064
 def train(model: nn.Module,                     # trained in place; frozen parameters stay as they are
           loss_fn: Callable[[nn.Module, Any], dict[str, Tensor]],   # (model, batch) -> {name: loss per sample, 'b'}; the terms are summed
           batches: Callable[[int, int, int], Iterator],    # (first step, process, processes) -> batches for these steps
@@ -173,10 +177,11 @@ def train(model: nn.Module,                     # trained in place; frozen param
     folder = Path(folder)
     AcceleratorState._reset_state()              # one process may train in float32 first and in bf16 next
     acc = Accelerator(mixed_precision=cfg.precision, cpu=device().type == 'cpu')
+    if cfg.precision == 'fp16' and acc.scaler is None: acc.native_amp, acc.scaler = True, torch.amp.GradScaler('cpu')
     _claim(folder, cfg, acc)
     params = [*trained(model).values()]
-    opt = torch.optim.AdamW(params, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
-    wrapped, opt = acc.prepare(_Losses(model, loss_fn), opt)
+    opt = torch.optim.AdamW(params, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
+    wrapped, opt = acc.prepare(_Losses(torch.compile(model) if cfg.compile else model, loss_fn), opt)
     ema = EMA(model, cfg.ema)
     start = load_state(folder, model, ema, opt)
     log = _cut_log(folder, start) if acc.is_main_process else []
