@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['imagine', 'step', 'Window', 'plan_rollout', 'draw_plan', 'schedule', 'fill', 'Past', 'stream', 'rollout']
 
-# %% ../nbs/26_rollout.ipynb #26c058
+# %% ../nbs/26_rollout.ipynb #26c004
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice, pairwise, takewhile
 from typing import NamedTuple
@@ -17,15 +17,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .core import expect
+from .diffusion import Diffusion
 from .guidance import HistoryGuidance
-from .sampling import frame_noise, sample_window
+from .sampling import frame_noise, sample_window, shown_cams
 from .show import Fig, fig
 from .tasks import ASKED, EARLIER, GIVEN, frame_mask
 
-# %% ../nbs/26_rollout.ipynb #26c010
+# %% ../nbs/26_rollout.ipynb #26c024
 @torch.no_grad()
 def imagine(model,                                  # `UViT3DPose` in eval mode
-            diffusion,                              # see `make_diffusion`
+            diffusion: Diffusion,                   # see `make_diffusion`
             video: Float[Tensor, 'b t c h w'],      # RGB in [0, 1]; what stands at asked frames is ignored
             cams: Float[Tensor, 'b t 16'],          # of all frames
             mask: Int[Tensor, 'b t'],               # 0 asked, 1 given, 2 generated earlier
@@ -48,12 +49,12 @@ def imagine(model,                                  # `UViT3DPose` in eval mode
     video = torch.where(known, video, 0.)
     def noise(name): return torch.cat([s(name) for s in sources])
     control = geometry and geometry(video, cams, mask)
-    x = sample_window(model, diffusion, model.normalise(video), mask, model.pose_cond(cams), noise, steps, guidance, lag, control=control,
+    x = sample_window(model, diffusion, model.normalise(video), mask, shown_cams(model, cams), noise, steps, guidance, lag, control=control,
                       on_step=on_step)
     return torch.where(known, video, model.denormalise(x).clamp(0, 1))
 
-# %% ../nbs/26_rollout.ipynb #26c065
-def step(model, diffusion,
+# %% ../nbs/26_rollout.ipynb #26c000
+def step(model, diffusion: Diffusion,
          frames: Float[Tensor, 'b s c h w'],     # the frames so far, RGB in [0, 1]; s = 0: nothing is there yet
          cams: Float[Tensor, 'b n 16'],          # cameras of the frames so far, then of the n - s next
          given: int | None = None,               # how many first frames are real and not generated; None: all
@@ -68,7 +69,7 @@ def step(model, diffusion,
     cut = max(0, n - t)
     real = max(s if given is None else given, cut) - cut
     video = torch.cat([frames[:, cut:], frames.new_zeros(b, n - s, *frames.shape[2:])], 1)
-    mask = frame_mask(n - cut, real, range(real, s - cut), b).to(frames.device)
+    mask = frame_mask(n - cut, real, range(real, s - cut), batch=b).to(frames.device)
     return imagine(model, diffusion, video, cams[:, cut:], mask, index=list(index or range(n))[cut:], **kw)[:, s - cut:]
 
 # %% ../nbs/26_rollout.ipynb #26c076
@@ -97,7 +98,7 @@ def _gaps(known, window):
         elif right - left > 1: chunks.append(_spread(left, right, window))
     return chunks
 
-# %% ../nbs/26_rollout.ipynb #26c011
+# %% ../nbs/26_rollout.ipynb #26c026
 def plan_rollout(given: int | Iterable[int],     # how many first frames are there already, or which
                  frames: int,                    # length of the whole video
                  window: int,                    # frames that the model sees at once
@@ -133,7 +134,7 @@ def draw_plan(plan: list[Window]) -> Fig:
     for row, w in zip(z, plan):
         for i, m in zip(w.frames, w.mask): row[i] = (2. + w.between) if m == ASKED else float(i in made)
     four = [[(j + e)/4, c] for j, c in enumerate(('#7F7F7F', '#56B4E9', '#D55E00', '#009E73')) for e in (0, 1)]
-    return fig(go.Heatmap(z=z.numpy(), zmin=-.5, zmax=3.5, colorscale=four, xgap=z.shape[1] < 65, ygap=1, colorbar=dict(
+    return fig(go.Heatmap(z=z.numpy(), zmin=-.5, zmax=3.5, colorscale=four, xgap=int(z.shape[1] < 65), ygap=1, colorbar=dict(
                           tickvals=[0, 1, 2, 3], ticktext=['given', 'seen', 'predicted', 'between'], thickness=8)),
                xaxis_title='frame of the video', yaxis=dict(title='window', autorange='reversed'),
                height=130 + min(22, 9 + 160//len(plan))*len(plan))
@@ -155,8 +156,8 @@ def schedule(plan: list[Window],
     for i in sorted(maker): run(maker[i])
     return runs
 
-# %% ../nbs/26_rollout.ipynb #26c015
-def fill(model, diffusion,
+# %% ../nbs/26_rollout.ipynb #26c027
+def fill(model, diffusion: Diffusion,
          windows: Sequence[Window],         # of one length
          known: dict,                       # number of a frame -> 'b c h w', RGB in [0, 1]
          cams: Float[Tensor, 'b n 16'],     # of the whole video
@@ -178,9 +179,9 @@ class Past(NamedTuple):
     shown: int    # frames handed out so far
     known: dict   # number of a frame -> 'b c h w', of those not yet handed out or still to be seen
 
-# %% ../nbs/26_rollout.ipynb #26c016
+# %% ../nbs/26_rollout.ipynb #26c028
 @torch.no_grad()
-def stream(model, diffusion,
+def stream(model, diffusion: Diffusion,
            frames: Float[Tensor, 'b s c h w'],            # given frames, RGB in [0, 1]
            cams: Float[Tensor, 'b n 16'],                 # of the whole walk
            context: int | None = None,                    # frames that a predicting window takes over; None: half a window
@@ -220,7 +221,7 @@ def stream(model, diffusion,
             del made                                                                            # or it would live as long as the next run
             yield new, past
 
-def rollout(model, diffusion,
+def rollout(model, diffusion: Diffusion,
             frames: Float[Tensor, 'b s c h w'],   # given frames, RGB in [0, 1]
             cams: Float[Tensor, 'b n 16'],        # of the whole walk
             context: int | None = None,           # frames that a predicting window takes over; None: half a window
