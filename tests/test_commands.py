@@ -1,5 +1,5 @@
 "Commands as a user types them: what is wrong is said in one clear message, the exit code is not 0, nothing half-written is left."
-import os, subprocess, sys
+import json, os, subprocess, sys
 
 import pytest
 import torch
@@ -31,7 +31,11 @@ def test_training_from_a_yaml_file_and_its_record(tmp_path):
 @pytest.mark.parametrize('module,args,says', [
     ('dfot_vggt.recipes', ['tiny_bse'], 'tiny_base'),
     ('dfot_vggt.recipes', ['absent.yaml'], 'absent.yaml'),
-    ('dfot_vggt.study', ['--config', 'absent.yaml'], 'absent.yaml')])
+    ('dfot_vggt.study', ['--config', 'absent.yaml'], 'absent.yaml'),
+    ('dfot_vggt.generate', ['--model', 'tiny_bse'], 'tiny_bse'),
+    ('dfot_vggt.generate', ['--model', 'absent.ckpt'], 'absent.ckpt'),
+    ('dfot_vggt.generate', ['--clip', 'absent/test/room'], 'absent'),
+    ('dfot_vggt.generate', ['--image', 'absent.png', '--cams', 'absent.txt'], 'absent.png')])
 def test_a_wrong_name(tmp_path, module, args, says):
     code, out = run(tmp_path, module, *args)
     assert code != 0 and says in out and 'Traceback' not in out, out
@@ -77,3 +81,18 @@ def test_a_base_that_does_not_fit(tmp_path):
     run_cfg = MINI.replace(base='base.safetensors', train=MINI.train.replace(precision='no'))
     code, out = run(tmp_path, 'dfot_vggt.recipes', saved(tmp_path, run_cfg, 'run.yaml'), '--steps', '1')
     assert code != 0 and 'base.safetensors' in out and 'Traceback' not in out, out
+
+def test_a_rollout_and_its_continuation(tmp_path):
+    make_re10k(tmp_path/'rooms', 'test', 1, frames=12)
+    args = ['dfot_vggt.generate', '--clip', 'rooms/test/room000000', '--frames', '7', '--density', '.5', '--guidance', 'vanilla(1.5)', '--out', 'walk']
+    code, out = run(tmp_path, *args, '--steps', '2')
+    assert code == 0 and '7 frames: walk/room000000.mp4' in out and 'step' in out, out
+    assert json.loads((tmp_path/'walk'/'settings.json').read_text())['steps'] == 2
+    code, out = run(tmp_path, *args, '--steps', '3')
+    assert code != 0 and 'expected steps = 2, got steps = 3' in out and 'Traceback' not in out, out
+    code, out = run(tmp_path, *args, '--steps', '2')
+    assert code == 0 and '7 frames' in out, 'it is done already'
+
+def test_help_of_the_rollout_shows_examples(tmp_path):
+    code, out = run(tmp_path, 'dfot_vggt.generate', '--help')
+    assert code == 0 and 'Examples: `dfot_rollout --clip' in ' '.join(out.split()) and 'stabilized_vanilla' in out, out
