@@ -153,10 +153,11 @@ class HistoryGuidance(Cfg):
         weights = torch.tensor([b.weight for b in self.branches], dtype=torch.float64).expand(first.shape)
         return noise, torch.zeros_like(weights).scatter_add(1, first, weights)
 
-# %% ../nbs/24_guidance.ipynb #24c047
+# %% ../nbs/24_guidance.ipynb #24c018
 def draw_guidance(guidance: HistoryGuidance, mask: Int[Tensor, 't']   # of one clip
                  ) -> Fig:
     "Which frame at which noise, in which branch, with which weight."
+    mask = mask.cpu()
     noise, weights = (w[0] for w in guidance.ways(mask[None]))
     parts, rows = _covered(guidance.parts, mask[None])[0], []
     for b, z, w in zip(guidance.branches, noise.tolist(), weights.tolist()):

@@ -85,7 +85,7 @@ def _share(cond, whole):
         return last[1]
     return share
 
-# %% ../nbs/25_sampling.ipynb #25c003
+# %% ../nbs/25_sampling.ipynb #25c023
 class Denoised(NamedTuple):
     "What an observer sees after every step."
     step: int      # 1 to `of`
@@ -156,7 +156,8 @@ def sample_window(model,                                  # model(x, levels, con
         now, known = x[rows, :n], (mask[rows, :n] > 0).to(x.device)
         ask = guidance.prepare(now, cur, mask[rows, :n], draw, diffusion)
         cur, nxt = cur.to(x.device), nxt.to(x.device)
-        clean, eps = _claims(model, diffusion, now, cur, ask, share(rows, ask), control, context[rows, :n], known, reconstruction)
+        truth = torch.where(known[..., None, None, None], context[rows, :n], 0.)
+        clean, eps = _claims(model, diffusion, now, cur, ask, share(rows, ask), control, truth, known, reconstruction)
         if ddpm: new = torch.where((cur == nxt)[..., None, None, None], now, diffusion.ddpm_step(now, clean, cur, draw('step')))
         else: new = diffusion.ddim_step(now, clean, eps, cur, nxt, eta, draw('step') if eta else None)
         x[rows, :n], x0[rows, :n] = new, clean
