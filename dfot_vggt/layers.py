@@ -211,7 +211,7 @@ class AxialTransformerBlock(TransformerBlock):
         x = self.another_attn(x.transpose(1, 2), second.transpose(1, 2), time).transpose(1, 2)
         return x + self.mlp_out(mlp)
 
-# %% ../nbs/20_layers.ipynb #20c035
+# %% ../nbs/20_layers.ipynb #20c037
 class Downsample(nn.Module):
     "Mean over 2x2, then a 3x3 convolution to the next width."
     def __init__(self, c: int, c_next: int):
@@ -227,7 +227,9 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(c, c_next, 3, padding=1)
 
     def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h2 w2']:
-        return self.conv(x)[..., :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(2, 3).flatten(3, 4)
+        y = self.conv(x)
+        wide = torch.stack((y, y), -1).flatten(-2)
+        return torch.stack((wide, wide), -2).flatten(-3, -2)
 
 class Patch(nn.Module):
     "Cut into `p` x `p` patches and project each: a convolution with stride `p`."

@@ -197,7 +197,7 @@ class Level(nn.ModuleList):
             h = at(f'{section}.{j}', h)
         return at(section, h)
 
-# %% ../nbs/21_uvit.ipynb #21c094
+# %% ../nbs/21_uvit.ipynb #21c057
 class LearnedPositions(nn.Module):
     "A vector for every token of a level, added to it; a shorter window takes the first."
     def __init__(self, n: int, c: int):
@@ -232,11 +232,11 @@ class UViT3DPose(nn.Module):
     def forward(self, x: Float[Tensor, 'b t c h w'],              # noisy frames, normalised
                 noise_levels: Float[Tensor, 'b t'],               # .125*logSNR per frame (continuous)
                 cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'] | PoseCond,   # cameras; their rays; `pose_cond` for many calls
-                cond_mask: Bool[Tensor, 'b'] | None = None,       # True: hide the cameras of this clip (inference only)
+                cond_mask: Bool[Tensor, 'b'] | None = None,       # True: hide this clip's cameras; None: none, in training cfg.cond_dropout
                 control: dict | None = None,                      # {tap: tensor to add, or callable h -> h}
                 taps=()):                                         # names of activations to return as well
         "v 'b t c h w'; with `taps` also a dict of activations '(b t) c h w'."
-        self._check(x, noise_levels, cond, cond_mask, control, taps)
+        self._check(x, noise_levels, cond, control, taps)
         kept, control, skips, afters = {}, control or {}, [], []
         def at(name, h):
             if name in control: h = control[name](h) if callable(control[name]) else h + control[name]
@@ -256,7 +256,7 @@ class UViT3DPose(nn.Module):
         v = at('out', self.project_output(h)).unflatten(0, x.shape[:2])
         return (v, kept) if taps else v
 
-# %% ../nbs/21_uvit.ipynb #21c054
+# %% ../nbs/21_uvit.ipynb #21c058
 @patch
 def rays(self: UViT3DPose, cams: Float[Tensor, 'b t 16']) -> Float[Tensor, 'b t r h w']:
     "The ray encoding this model reads: at its token grid or at its pixels."
@@ -302,7 +302,7 @@ def sections(self: UViT3DPose) -> dict:
 
 @patch
 def _keep(self: UViT3DPose, b, cond_mask, device):
-    "Which clips see their cameras: the caller's word at inference, a draw per clip in training, None for all."
+    "Which clips see their cameras: the caller's word; without it a draw per clip in training, all (None) at inference."
     if cond_mask is not None: return ~cond_mask
     return torch.rand(b, device=device) >= self.cfg.cond_dropout if self.training and self.cfg.cond_dropout else None
 
@@ -316,7 +316,7 @@ def denormalise(self: UViT3DPose, x: Float[Tensor, '*b c h w']) -> Float[Tensor,
     "The way back; not clipped."
     return x*x.new_tensor(self.cfg.std)[:, None, None] + x.new_tensor(self.cfg.mean)[:, None, None]
 
-# %% ../nbs/21_uvit.ipynb #21c096
+# %% ../nbs/21_uvit.ipynb #21c070
 @patch(as_prop=True)
 def tap_names(self: UViT3DPose) -> tuple:
     "Every activation that has a name, in walking order."
@@ -327,7 +327,7 @@ def tap_names(self: UViT3DPose) -> tuple:
     return (*names, 'out')
 
 @patch
-def _check(self: UViT3DPose, x, noise_levels, cond, cond_mask, control, taps):
+def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
     "The border: one clear error for anything that does not fit."
     c, me = self.cfg, 'UViT3DPose'
     expect(x.ndim == 5 and x.shape[2] == 3, f'{me}: x', "'b t c h w' with c = 3", tuple(x.shape), 'pass RGB video through model.normalise')
@@ -343,9 +343,7 @@ def _check(self: UViT3DPose, x, noise_levels, cond, cond_mask, control, taps):
     else: got, want, what = tuple(cond.shape), (b, t, c.cond_channels, c.cond_size, c.cond_size), 'rays'
     axes = 'b t 16' if len(want) == 3 else 'b t r h w'[:2*len(want) - 1]
     expect(got == want, f'{me}: cond', f"{what} '{axes}' = {want}", got,
-           'make it with model.rays(cams) or model.pose_cond(cams).repeat(branches)')
-    expect(cond_mask is None or not self.training, f'{me}: cond_mask', 'None in training (cfg.cond_dropout draws it)', 'a mask',
-           'call model.eval()')
+           'pass the cameras, or model.pose_cond(cams).repeat(branches)')
     for name in (*(control or {}), *taps):
         expect(name in self.tap_names, f'{me}: tap', f'one of {", ".join(self.tap_names)}', repr(name), 'correct the name', error=KeyError)
 
