@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from .core import Cfg, device, expect, load_report, read_tensors, rng, write_aside
 from .show import lines
 
-# %% ../nbs/40_train.ipynb #40c062
+# %% ../nbs/40_train.ipynb #40c073
 @dataclass(frozen=True)
 class TrainCfg(Cfg):
     "How a model is trained; what it is and what it learns stand elsewhere."
@@ -41,7 +41,6 @@ class TrainCfg(Cfg):
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the weights' running average
     precision: str = 'no'       # 'no' is float32; 'bf16', or 'fp16' with a scaled loss: matrix products in half precision
-    compile: bool = False       # torch.compile the model: minutes at first, then faster steps
     save_every: int = 500       # steps between checkpoints
 
 def lr_at(step: int, cfg: TrainCfg) -> float:
@@ -165,7 +164,7 @@ class Progress:
         self.bar.update(1)
         if e.step + 1 == e.cfg.steps: self.bar.close()
 
-# %% ../nbs/40_train.ipynb #40c064
+# %% ../nbs/40_train.ipynb #40c076
 def train(model: nn.Module,                     # trained in place; frozen parameters stay as they are
           loss_fn: Callable[[nn.Module, Any], dict[str, Tensor]],   # (model, batch) -> {name: loss per sample, 'b'}; the terms are summed
           batches: Callable[[int, int, int], Iterator],    # (first step, process, processes) -> batches for these steps
@@ -181,7 +180,7 @@ def train(model: nn.Module,                     # trained in place; frozen param
     _claim(folder, cfg, acc)
     params = [*trained(model).values()]
     opt = torch.optim.AdamW(params, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
-    wrapped, opt = acc.prepare(_Losses(torch.compile(model) if cfg.compile else model, loss_fn), opt)
+    wrapped, opt = acc.prepare(_Losses(model, loss_fn), opt)
     ema = EMA(model, cfg.ema)
     start = load_state(folder, model, ema, opt)
     log = _cut_log(folder, start) if acc.is_main_process else []
@@ -205,13 +204,13 @@ def train(model: nn.Module,                     # trained in place; frozen param
     if stop: raise KeyboardInterrupt(f'stopped after step {step}: saved in {folder}, call again to go on')
     return log
 
-# %% ../nbs/40_train.ipynb #40c033
+# %% ../nbs/40_train.ipynb #40c080
 def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
     "Make the folder this run's own; a folder that was started with other settings is refused (only `steps` may grow)."
     path, new = folder/'config.yaml', cfg.to_dict()
     if acc.is_main_process and not path.exists(): cfg.save(path)
     acc.wait_for_everyone()
-    old = OmegaConf.to_container(OmegaConf.load(path))
+    old = type(cfg)().to_dict() | OmegaConf.to_container(OmegaConf.load(path))      # settings younger than the run: their defaults
     changed = {k: (old.get(k), v) for k, v in new.items() if k not in ('_target_', 'steps') and old.get(k) != v}
     expect(not changed, str(path), {k: o for k, (o, _) in changed.items()}, {k: n for k, (_, n) in changed.items()},
            'train into another folder, or remove this one')
