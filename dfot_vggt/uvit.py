@@ -24,7 +24,7 @@ from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, R
                               emb_weight, modulation, pose_map, pose_maps, turned)
 from .scenes import WORLD_MEAN, WORLD_STD
 
-# %% ../nbs/21_uvit.ipynb #21c006
+# %% ../nbs/21_uvit.ipynb #21c054
 @dataclass(frozen=True)
 class UViTCfg(Cfg):
     "Everything that fixes a UViT3DPose; the tuples run over levels, finest first, the middle last."
@@ -40,7 +40,7 @@ class UViTCfg(Cfg):
     freqs: int = 6                   # octaves of the ray encoding: 12*freqs channels
     cond_patch: int = 1              # rays per token side: 1 = one ray per token, `patch` = one per pixel
     pos: str = 'rope'                # how a token knows its place: 'rope', or 'learned_1d' (a parameter per level of T or A blocks)
-    rope_frames: int = 0             # frames up to which RoPE's times are as trained; longer windows squeeze theirs into that range; 0: never
+    rope_frames: int = 0             # frames up to which RoPE's times are as trained; longer windows are squeezed into them; 0: never
     checkpoint: tuple = ()           # per level: recompute its blocks in the backward pass (slower, less memory); (): nowhere
     dropout: tuple = (0., 0.)        # per level, in the MLP of the T and A blocks
     cond_dropout: float = .1         # share of training clips that do not see their cameras
@@ -58,7 +58,7 @@ class UViTCfg(Cfg):
                'change size, patch or the number of levels')
         for c, kind in zip(self.channels, self.blocks):
             by = dict(R=32, T=2*self.heads, A=4*self.heads).get(kind)
-            expect(by and c % by == 0, 'UViTCfg.channels', f'R levels divisible by 32, T levels by 2*heads = {2*self.heads}, A levels by 4*heads',
+            expect(by and c % by == 0, 'UViTCfg.channels', f'R levels divisible by 32, T by 2*heads = {2*self.heads}, A by 4*heads',
                    (kind, c), 'change the width')
         expect(self.pos in ('rope', 'learned_1d'), 'UViTCfg.pos', "'rope' or 'learned_1d'", self.pos, 'choose one')
 
@@ -80,14 +80,15 @@ class UViTCfg(Cfg):
     def re10k(cls, **kw):
         return cls(channels=(128, 256, 576, 1152), blocks=('R', 'R', 'T', 'T'), updown=(3, 3, 6), mid=20, heads=9, emb=1024, patch=2,
                    size=256, freqs=15,
-                   cond_patch=2, checkpoint=(False, False, False, True), dropout=(0., 0., .1, .1), mean=(.577, .517, .461), std=(.249, .249, .268)).replace(**kw)
+                   cond_patch=2, checkpoint=(False, False, False, True), dropout=(0., 0., .1, .1),
+                   mean=(.577, .517, .461), std=(.249, .249, .268)).replace(**kw)
     @classmethod
     def mid_size(cls, **kw): return cls.re10k(channels=(64, 128, 256, 512), updown=(2, 2, 2), mid=4, heads=8, size=64).replace(**kw)
     @classmethod
     def golden(cls, **kw):
         return cls.re10k(channels=(32, 64, 96, 128), updown=(1, 1, 2), mid=2, heads=4, emb=64, size=32, frames=4).replace(**kw)
 
-# %% ../nbs/21_uvit.ipynb #21c016
+# %% ../nbs/21_uvit.ipynb #21c062
 @torch.no_grad()
 def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first frame
               grid: int,                       # side of the level, in cells
@@ -95,7 +96,7 @@ def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first 
               patch: int,                      # rays per side of a patch
               freqs: int                       # octaves
               ) -> tuple[Float[Tensor, 'b t r h w'], Float[Tensor, 'b t j k p o']]:
-    "Sines and cosines (o) of j angles at the cells' centres, r = (o j); how the mean over a cell of pixel p of its patches is made of them."
+    "Sines and cosines (o) of j angles at the cells' centres, r = (o j); and how pixel p, averaged over a cell, is made of them."
     c, of = Cams(cams), dict(device=cams.device, dtype=torch.float64)
     fx, fy, cx, cy = c.intr.double()[..., None].unbind(-2)                                # b t 1
     R, turns = c.R.double(), 2.**torch.arange(-1, freqs - 1, **of)                        # turns of octave f per unit of direction
@@ -316,7 +317,7 @@ def denormalise(self: UViT3DPose, x: Float[Tensor, '*b c h w']) -> Float[Tensor,
     "The way back; not clipped."
     return x*x.new_tensor(self.cfg.std)[:, None, None] + x.new_tensor(self.cfg.mean)[:, None, None]
 
-# %% ../nbs/21_uvit.ipynb #21c070
+# %% ../nbs/21_uvit.ipynb #21c067
 @patch(as_prop=True)
 def tap_names(self: UViT3DPose) -> tuple:
     "Every activation that has a name, in walking order."
@@ -332,7 +333,7 @@ def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
     c, me = self.cfg, 'UViT3DPose'
     expect(x.ndim == 5 and x.shape[2] == 3, f'{me}: x', "'b t c h w' with c = 3", tuple(x.shape), 'pass RGB video through model.normalise')
     b, t = x.shape[:2]
-    expect(1 <= t <= c.frames, f'{me}: x', f'1 to {c.frames} frames (t)', t, 'cut the video, roll it out, or make the window longer: extend_context')
+    expect(1 <= t <= c.frames, f'{me}: x', f'1 to {c.frames} frames (t)', t, 'cut the video, roll it out, or extend_context')
     expect(x.shape[3:] == (c.size, c.size), f'{me}: x', f'{c.size} x {c.size} pixels (h w)', tuple(x.shape[3:]), 'resize the video')
     expect(noise_levels.shape == (b, t), f'{me}: noise_levels', f"'b t' = {(b, t)}", tuple(noise_levels.shape), 'one level per frame')
     if isinstance(cond, PoseCond):
