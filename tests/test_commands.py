@@ -6,6 +6,7 @@ import torch
 from conftest import ROOT
 from dfot_vggt.core import build
 from dfot_vggt.recipes import WorldCfg, tiny_base
+from dfot_vggt.scenes import make_re10k
 from dfot_vggt.study import StudyCfg
 
 def run(cwd, *args):
