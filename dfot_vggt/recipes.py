@@ -7,11 +7,11 @@ __all__ = ['RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'windows', 'base_loss', 
            'feature_cache', 'train_run', 'tiny_base', 'tiny_control', 'tiny_discrete', 're10k', 're10k_16', 'table',
            'diff', 'show_diff', 'ship', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c015
+# %% ../nbs/51_recipes.ipynb #51c007
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, random_weights
 
-# %% ../nbs/51_recipes.ipynb #51c016
+# %% ../nbs/51_recipes.ipynb #51c043
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -82,7 +82,7 @@ class RunCfg(Cfg):
     train: TrainCfg = TrainCfg()
     batch: int = 8                             # windows per step, over all processes
     seed: int = 0                              # of the initial weights, the windows and the noise
-    base: str = ''                             # weights to start from: a file of the package, a path or a Hub repository (with a /); '': none
+    base: str = ''                             # weights to start from: a file of the package, or with a / a path or Hub repository
     vggt: VGGTCfg | None = None                # the eye of the injector (random weights of seed 0 until a trained one is named)
     layers: tuple = ()                         # its layers that the injector reads
     control: ControlCfg | None = None          # the injector
@@ -101,31 +101,33 @@ def _repeated(run: RunCfg, clips: Clips, start: int, rank: int, world: int):
     for step in count(start):
         yield Batch.cat([kept(j % run.finite) for j in range(step*run.batch, (step + 1)*run.batch)][rank::world]), step
 
-# %% ../nbs/51_recipes.ipynb #51c017
+# %% ../nbs/51_recipes.ipynb #51c009
 def base_loss(run: RunCfg) -> Callable:
     "`loss_fn(model, (batch, step))` of diffusion forcing: every frame at a level of its own."
     diffusion = make_diffusion(run.diffusion)
     def loss_fn(model, item):
         batch, step = item
-        x0, t, learnt, noise = draw(run, model, batch, step)
-        return {'diffusion': diffusion.training_step(model, x0, batch.cams, t, noise, learnt).loss}
+        x0, t, learnt, noise, blind = draw(run, model, batch, step)
+        asked = partial(model, cond_mask=blind if model.training else None)
+        return {'diffusion': diffusion.training_step(asked, x0, batch.cams, t, noise, learnt).loss}
     return loss_fn
 
 def draw(run: RunCfg, model: UViT3DPose, batch: Batch, step: int):
-    "Normalised frames, times, which frames are learnt, and noise: all per clip."
+    "Normalised frames, times, which frames are learnt, noise, and which clips do not see their cameras: all per clip."
     x0 = model.normalise(batch.video)
     gens = [rng(run.seed, step, key, *index.tolist()) for key, index in zip(batch.keys, batch.index)]
     t, learnt = train_levels(*x0.shape[:2], run.task, gens)
     noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in gens])
-    return x0, t.to(x0.device), learnt.to(x0.device), noise.to(x0.device)
+    blind = torch.stack([torch.rand((), generator=g) for g in gens]) < run.model.cond_dropout
+    return x0, *(a.to(x0.device) for a in (t, learnt, noise, blind))
 
-# %% ../nbs/51_recipes.ipynb #51c019
+# %% ../nbs/51_recipes.ipynb #51c016
 def control_loss(run: RunCfg, base: UViT3DPose, features: Callable) -> Callable:
     "`loss_fn(control_net, (batch, step))`; `features(video, cams, known) -> Geometry` of the known frames."
     diffusion = make_diffusion(run.diffusion)
     def loss_fn(net, item):
         batch, step = item
-        x0, t, learnt, noise = draw(run, base, batch, step)
+        x0, t, learnt, noise, _ = draw(run, base, batch, step)
         cond, geometry = base.pool_rays(batch.cams), features(batch.video, batch.cams, ~learnt)
         ask = lambda x, levels: net(x, levels, batch.cams, cond, geometry)
         return {'diffusion': diffusion.training_step(base, x0, cond, t, noise, learnt, control=ask).loss}
@@ -164,7 +166,7 @@ def train_run(run: RunCfg,
     load_report(model, read_tensors(folder/'model.safetensors'), str(folder/'model.safetensors'))
     return model.eval(), log
 
-# %% ../nbs/51_recipes.ipynb #51c028
+# %% ../nbs/51_recipes.ipynb #51c050
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -181,7 +183,8 @@ def tiny_control() -> RunCfg:
 def tiny_discrete() -> RunCfg:
     "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
     run = tiny_base()
-    return run.replace(name='tiny_discrete', model=run.model.replace(fourier=False), diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
+    told = run.model.replace(fourier=False)
+    return run.replace(name='tiny_discrete', model=told, diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
 
 def re10k() -> RunCfg:
     "The released DFoT, trained on as it was: 458.8 M parameters, 256 px, 8 frames."
