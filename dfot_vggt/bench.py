@@ -84,7 +84,8 @@ def alone(name: str,          # of the rows
     "One call in a process of its own: a row of its cost and a row of its peak memory (GB)."
     call = [sys.executable, '-m', 'dfot_vggt.bench', target, json.dumps(args), '--n', str(n), '--threads', str(torch.get_num_threads())]
     done = subprocess.run(call, capture_output=True, text=True)
-    expect(done.returncode == 0, target, 'a call that ends well', done.stderr.strip().splitlines()[-1:], 'run it by hand: ' + ' '.join(call))
+    last = done.stderr.strip().splitlines()[-1:]
+    expect(done.returncode == 0, target, 'a call that ends well', last, 'run it by hand: ' + ' '.join(call))
     r = json.loads(done.stdout.splitlines()[-1])
     cost = dict(name=name, value=r['s']*sum(r['peaks'])/2, unit='peak-GFLOP', gflop=r['gflop'], ms=1e3*r['s'], peaks=sorted(r['peaks']))
     return [cost, dict(name=f'{name}, memory', value=r['gb'], unit='GB', above=r['gb'] - r['before'])]
@@ -183,7 +184,8 @@ def bars(self: Report) -> Fig:
     span = [[abs(r.get(k, r['value']) - r['value'])/r['must'] for r in rows] for k in ('high', 'low')]
     colour = ['#D55E00' if q > 1 else '#009E73' if r['value'] <= r['aim'] else '#0072B2' for q, r in zip(ratio, rows)]
     error = dict(type='data', array=span[0], arrayminus=span[1], thickness=1)
-    aims = go.Scatter(y=names, x=[r['aim']/r['must'] for r in rows], mode='markers', marker=dict(symbol='diamond', color='#333'), name='aim')
+    diamond = dict(symbol='diamond', color='#333')
+    aims = go.Scatter(y=names, x=[r['aim']/r['must'] for r in rows], mode='markers', marker=diamond, name='aim')
     return fig([go.Bar(y=names, x=ratio, orientation='h', marker_color=colour, error_x=error, name='measured'), aims],
                xaxis_title='cost / must', yaxis=dict(autorange='reversed'), height=110 + 26*len(rows), margin=dict(l=270),
                shapes=[dict(type='line', x0=1, x1=1, yref='paper', y0=0, y1=1, line=dict(color='#333', dash='dot'))])

@@ -48,7 +48,8 @@ def mid_work(steps: int = STEPS) -> dict:
     net.eval(), trained.train()
     opt = torch.optim.AdamW(trained.parameters(), 1e-8, betas=(.9, .99), weight_decay=.01, fused=True)
     x, cams = window(cfg)
-    levels, mask, noise = torch.full((1, cfg.frames), .5), frame_mask(cfg.frames, 4), frame_noise(0, ['speed'], range(cfg.frames), x.shape[2:])
+    levels, mask = torch.full((1, cfg.frames), .5), frame_mask(cfg.frames, 4)
+    noise = frame_noise(0, ['speed'], range(cfg.frames), x.shape[2:])
 
     @torch.no_grad()
     def forward(): net(x, levels, cams)
