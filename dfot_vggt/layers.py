@@ -103,7 +103,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
-# %% ../nbs/20_layers.ipynb #20c074
+# %% ../nbs/20_layers.ipynb #20c044
 class ResBlock(nn.Module):
     "Two 3x3 convolutions; between them the embedding scales and shifts."
     def __init__(self, c: int,      # channels, a multiple of 32 (GroupNorm)
@@ -120,8 +120,10 @@ class ResBlock(nn.Module):
     def forward(self, x: Float[Tensor, 'f c h w'],          # f = (b t) frames
                 mod: Float[Tensor, 'f c2 h w']              # 1 + scale, shift: see `modulation`
                 ) -> Float[Tensor, 'f c h w']:
+        (norm, _, conv), (_, out), reuse = self.in_layers, self.out_rest, not torch.is_grad_enabled()     # a 67 MB map is dear to fetch
         scale, shift = mod.chunk(2, 1)
-        return x + self.out_rest(torch.addcmul(shift, self.out_norm(self.in_layers(x)), scale))
+        h = conv(F.silu(norm(x), inplace=reuse))
+        return x + out(F.silu(torch.addcmul(shift, self.out_norm(h), scale), inplace=reuse))
 
 # %% ../nbs/20_layers.ipynb #20c078
 class AdaNorm(nn.Module):
