@@ -68,7 +68,7 @@ def measure(work: dict[str, Callable],   # {name: what to run}
                     gflop=gflop[name]/parts, ms=1e3*statistics.median(s)/parts, peaks=[min(peaks), max(peaks)])
     return [row(name, (per or {}).get(name, 1)) for name in work]
 
-# %% ../nbs/03_bench.ipynb #03c037
+# %% ../nbs/03_bench.ipynb #03c007
 def memory_now(device='cpu') -> tuple[float, float]:   # GB now, GB at most so far
     "Memory of this process (on CUDA: of its tensors)."
     if torch.device(device).type == 'cuda': return torch.cuda.memory_allocated()/1e9, torch.cuda.max_memory_allocated()/1e9
@@ -101,8 +101,9 @@ def _alone(target: str,       # module:function
     run, where = getattr(importlib.import_module(module), function)(*json.loads(args)), device()
     with flop_counter(): peaks = [matmul_peak(n, where)]               # the counter loads much at its first use
     before = memory_now(where)[0]
-    with flop_counter() as f: s = seconds_of(run, where)
+    with flop_counter() as f: run()                    # the first run also warms up
     gb = memory_now(where)[1]                          # before the second product adds its own
+    s = statistics.median(seconds_of(run, where) for _ in range(3))
     print(json.dumps(dict(s=s, gb=gb, before=before, gflop=f.get_total_flops()/1e9, peaks=[*peaks, matmul_peak(n, where)])))
 
 # %% ../nbs/03_bench.ipynb #03c027
