@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .core import Cfg, expect
 
-# %% ../nbs/30_aggregator.ipynb #30c085
+# %% ../nbs/30_aggregator.ipynb #30c001
 @dataclass(frozen=True)
 class AggregatorCfg(Cfg):
     "Sizes of the transformer. The defaults are those of the released 1B model."
@@ -37,7 +37,7 @@ class AggregatorCfg(Cfg):
     def __post_init__(self):
         expect(self.img_size % self.patch == 0, 'AggregatorCfg.img_size', f'a multiple of patch={self.patch}', self.img_size,
                'change one of them')
-        expect(self.dim % (4*self.heads) == 0, 'AggregatorCfg.dim', f'a multiple of 4*heads={4*self.heads} (rows and columns, each in pairs)',
+        expect(self.dim % (4*self.heads) == 0, 'AggregatorCfg.dim', f'a multiple of 4*heads={4*self.heads} (rows and columns, in pairs)',
                self.dim, 'change dim or heads')
         expect(self.patch_embed in ('dino', 'conv'), 'AggregatorCfg.patch_embed', "'dino' or 'conv'", repr(self.patch_embed), 'correct it')
 
@@ -67,7 +67,7 @@ def rotate(x: Float[Tensor, 'b k n d'], cos: Tensor, sin: Tensor) -> Float[Tenso
     r1, r2, c1, c2 = x.chunk(4, -1)
     return x*cos + torch.cat([-r2, r1, -c2, c1], -1)*sin
 
-# %% ../nbs/30_aggregator.ipynb #30c021
+# %% ../nbs/30_aggregator.ipynb #30c004
 class Attention(nn.Module):
     "Multi-head self-attention; optionally LayerNorm over each head of q and k."
     def __init__(self, dim: int, heads: int, qk_norm: bool = False):
@@ -92,9 +92,9 @@ class LayerScale(nn.Module):
 
 class MLP(nn.Module):
     "Linear, exact GELU, Linear."
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, out: int | None = None):     # out: `dim` if not said
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, out or dim)
     def forward(self, x): return self.fc2(self.act(self.fc1(x)))
 
 class Block(nn.Module):
