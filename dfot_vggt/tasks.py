@@ -116,19 +116,21 @@ class VariableContext(Task):
 
     def given(self, b, t, gen): return torch.rand(b, t, generator=gen) < self.prob
 
-# %% ../nbs/23_tasks.ipynb #23c021
+# %% ../nbs/23_tasks.ipynb #23c013
 def train_levels(b: int,                  # clips
                  t: int,                  # frames
                  task: Task,              # which frames are given, how noisy the others
                  generator: torch.Generator | list,           # one for the batch; or one per clip: then no clip depends on its batch
-                 present: Bool[Tensor, 'b t'] | None = None   # False: the clip has no such frame
+                 present: Bool[Tensor, 'b t'] | None = None,  # False: the clip has no such frame
+                 given: Bool[Tensor, 'b t'] | None = None     # which frames are given, where that is settled; None: `task` draws them
                 ) -> tuple[Float[Tensor, 'b t'], Bool[Tensor, 'b t']]:
     "Times in [0, 1] of every frame, and which frames are learnt."
     if not isinstance(generator, torch.Generator):
         expect(len(generator) == b, 'generator', f'{b} generators, one per clip (b)', len(generator), 'pass one per clip, or a single one')
-        alone = [train_levels(1, t, task, g, None if present is None else present[i:i+1]) for i, g in enumerate(generator)]
+        rows = [[None]*b if x is None else x.split(1) for x in (present, given)]
+        alone = [train_levels(1, t, task, *clip) for clip in zip(generator, *rows)]
         return tuple(torch.cat(x) for x in zip(*alone))
-    given = task.given(b, t, generator)
+    given = task.given(b, t, generator) if given is None else given
     times = task.times(given, generator)
     lost = torch.rand(b, 1, generator=generator) < task.dropout
     times = torch.where(given, lost.float(), times)
