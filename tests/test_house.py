@@ -11,7 +11,7 @@ ROOMS = rooms.rooms()
 each_room = pytest.mark.parametrize('room', ROOMS, ids=lambda r: r.name)
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 each_notebook = pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
-number = {r.name: r.number for r in ROOMS}
+place = {r.name: r.path.stem for r in ROOMS}      # '30_heads' < '30_vggt': rooms of one number are a suite, in the order of their names
 WHO = packages_distributions()
 
 ini = ConfigParser(delimiters=['='])
@@ -22,9 +22,7 @@ def source(room): return (ROOT/rooms.LIB/f'{room.name}.py').read_text(encoding='
 
 # --- rooms
 
-def test_there_are_rooms(): assert len(ROOMS) >= 3 and len(number) == len(ROOMS), 'notebooks must have distinct names'
-
-def test_numbers_are_unique(): assert len({r.number for r in ROOMS}) == len(ROOMS)
+def test_there_are_rooms(): assert len(ROOMS) >= 3 and len(place) == len(ROOMS), 'notebooks must have distinct names'
 
 @each_room
 def test_notebook_module_and_title_are_one_word(room):
@@ -34,11 +32,11 @@ def test_notebook_module_and_title_are_one_word(room):
 
 def test_every_module_has_its_notebook():
     modules = {p.stem for p in (ROOT/rooms.LIB).rglob('*.py')} - {'__init__', '_modidx'}
-    assert modules == set(number), 'a module without a notebook is a leftover: delete it'
+    assert modules == set(place), 'a module without a notebook is a leftover: delete it'
 
 @each_room
-def test_imports_only_from_lower_numbers(room):
-    wrong = {n for n in room.imports() if number.get(n, 99) >= room.number}
+def test_imports_only_from_earlier_rooms(room):
+    wrong = {n for n in room.imports() if place.get(n, '99') >= room.path.stem}
     assert not wrong, f'{room.number:02} {room.name} imports {sorted(wrong)}, in an exported cell or in a test'
 
 @each_room
@@ -54,7 +52,7 @@ def test_every_export_is_tested(room):
 @each_room
 def test_size(room): assert room.lines < 450, f'{room.name}: {room.lines} exported lines; is this one idea?'
 
-def test_whole_size(): assert sum(r.lines for r in ROOMS) < 6000
+def test_whole_size(): assert sum(r.lines for r in ROOMS) < 7500    # of about 30 rooms: 200 lines each, blank ones not counted
 
 # --- cells
 
