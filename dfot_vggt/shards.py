@@ -318,7 +318,7 @@ def write_shard(self: FeatureCache, name: str,
                       'whole: make room and start again') from e
     return dict(name=name, windows=len(keys), frames=n, bytes=self.path(name).stat().st_size, rounding=rounding)
 
-# %% ../nbs/35_shards.ipynb #35c010
+# %% ../nbs/35_shards.ipynb #35c007
 PATIENCE = 1800    # seconds without a heartbeat after which the holder of a claim on another machine is taken for dead
 
 @patch
@@ -355,7 +355,9 @@ def alive(at: Path) -> bool:
     return host != socket.gethostname() or not pid.isdigit() or running(int(pid))
 
 def running(pid: int) -> bool:
-    "Is there such a process on this machine?"
+    "Is there such a process on this machine, and is it more than a zombie?"
+    try: return Path(f'/proc/{pid}/stat').read_text().rsplit(') ', 1)[1][0] not in 'ZX'
+    except (OSError, IndexError): pass                     # gone, or a system without /proc
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
     except PermissionError: pass
