@@ -77,7 +77,7 @@ def plan(todo: Listing, vggt: AggregatorCfg, layers: tuple, cfg: CacheCfg = Cach
     size = sum(bytes_of(vggt, layers, cfg, sizes) for sizes in todo.shards.values())
     return Plan(len(todo.sizes), sum(todo.sizes), len(todo.shards), size, flops(vggt, layers, todo.sizes))
 
-# %% ../nbs/37_fill.ipynb #37c016
+# %% ../nbs/37_fill.ipynb #37c012
 @contextmanager
 def one_thread():
     "CPU arithmetic in one thread, so that its last bits do not depend on the machine."
@@ -112,5 +112,5 @@ def _seen(cache, frames, weigh, bar) -> set:
     "The shards that are there, by whomever; the bar is told."
     there = cache.names() & frames.keys()
     bar.update(sum(frames[s] for s in there) - bar.n)
-    bar.set_postfix_str(f'{sum(weigh[s] for s in there)/1e9:.3f} of {sum(weigh.values())/1e9:.3f} GB', refresh=False)
+    bar.set_postfix_str(' of '.join(bar.format_sizeof(n, 'B') for n in (sum(weigh[s] for s in there), sum(weigh.values()))), refresh=False)
     return there

@@ -6,7 +6,7 @@
 __all__ = ['VERDICT', 'StudyCfg', 'closed_walks', 'with_geometry', 'other_scene', 'contest', 'as_html', 'write_report',
            'probe_of', 'show_parts', 'study', 'outcome', 'provenance', 'commit', 'machine', 'dfot_study']
 
-# %% ../nbs/52_study.ipynb #52c004
+# %% ../nbs/52_study.ipynb #52c030
 import base64
 import io
 import json
@@ -30,12 +30,12 @@ from .control import ControlNet, Probe, checklist, no_leak
 from .core import Cfg, build, device, expect, rng, write_aside
 from .diffusion import Diffusion, make_diffusion
 from .explore import LevelExplorer, activations
-from .features import FeatureCache
 from .guidance import HistoryGuidance, draw_guidance
 from .metrics import Table, copy_last, evaluate, mean_colour, psnr
 from .metrics import table as scores
 from .recipes import RunCfg, base_model, diff, feature_cache, injector, table, tiny_base, tiny_control, train_run
 from .rollout import rollout, step
+from .shards import FeatureCache
 from .show import Fig, lines, show_cams, show_clip, show_pca, video_tag
 from .tasks import ASKED, GIVEN
 from .trace import Trace, trace_diff
@@ -114,7 +114,7 @@ def write_report(path, title: str, verdict: str, sections: list[tuple]):
     with write_aside(path) as tmp:
         tmp.write_text(f'<!doctype html><html><head>{head}</head><body>{body}</body></html>')
 
-# %% ../nbs/52_study.ipynb #52c026
+# %% ../nbs/52_study.ipynb #52c035
 def probe_of(base: UViT3DPose, diffusion: Diffusion, features, walks: Batch) -> tuple:
     "A batch for the ControlNet's checklist, made of the first frames of the walks: `(Probe, video, known)`."
     t = base.cfg.frames
@@ -128,7 +128,7 @@ def probe_of(base: UViT3DPose, diffusion: Diffusion, features, walks: Batch) -> 
 def show_parts(study: StudyCfg, base: UViT3DPose, net: ControlNet, cache: FeatureCache, walks: Batch, log: list[dict]) -> tuple[list, dict]:
     "The report's sections on the parts, and the checks' complaints."
     run, diffusion = study.run, make_diffusion(study.run.diffusion)
-    fresh = injector(run, base)
+    fresh, read, missed = injector(run, base), cache.hits, cache.misses
     probe, video, known = probe_of(base, diffusion, cache.get, walks)
     checks = {**checklist(fresh, probe), 'no_leak': no_leak(fresh, probe, cache.get, video, known)}
     args = probe.x, probe.noise_levels, base.pose_cond(probe.cams)
@@ -165,8 +165,8 @@ def show_parts(study: StudyCfg, base: UViT3DPose, net: ControlNet, cache: Featur
          'Relative change of each level: at step 0 nothing at all, after training wherever geometry is heard.',
          [trace_diff(plain, start), trace_diff(plain, end)]),
         ('Training the injector',
-         f'{len(log)} steps on {run.finite or "fresh"} windows of {run.world.rooms} rooms, base frozen. '
-         f'VGGT was called for {cache.misses} sets of frames and read from the cache {cache.hits} times.',
+         f'{len(log)} steps on {run.finite or "fresh"} windows of {run.world.rooms} rooms, base frozen. Today {read} sets of known frames '
+         f'were read from the cache; VGGT was called for {missed}.',
          [loss_curve(log, .9)]),
     ], checks
 
