@@ -80,7 +80,8 @@ class Attention(nn.Module):
         q, k, v = rearrange(self.qkv(x), 'b n (qkv k d) -> qkv b k n d', qkv=3, k=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None: q, k = rotate(q, *rope), rotate(k, *rope)
-        y = F.scaled_dot_product_attention(q.type_as(v), k.type_as(v), v)    # under autocast the norms above return float32
+        kind = torch.promote_types(v.dtype, torch.float32) if v.device.type == 'cpu' else v.dtype     # bfloat16 is slower there, see below
+        with torch.autocast('cpu', enabled=False): y = F.scaled_dot_product_attention(q.to(kind), k.to(kind), v.to(kind)).type_as(v)
         return self.proj(rearrange(y, 'b k n d -> b n (k d)'))
 
 class LayerScale(nn.Module):
