@@ -177,7 +177,7 @@ def expect_space(root, need: int):
     expect(need <= free, str(root), f'{need/1e6:,.1f} MB of free disk', f'{free/1e6:,.1f} MB',
            'free some, choose another root, or keep less: CacheCfg(grid=..., channels=...)', error=OSError)
 
-# %% ../nbs/35_shards.ipynb #35c001
+# %% ../nbs/35_shards.ipynb #35c097
 class FeatureCache:
     "Geometry from disk where it is, from VGGT where it is not. `get` only reads; `write_shard` only writes."
     def __init__(self, root,                               # folder; may be shared by processes, machines and different models
@@ -229,7 +229,7 @@ class FeatureCache:
         if kind != self._kind:
             self.forget(); self._kind = kind
             old = sorted(p.name for p in self.root.glob(f'{kind}-{self.cfg.dtype}-v*') if p.name != self.folder.name)
-            if old: warnings.warn(f'{self.root}: {", ".join(old)} is of another version than {FORMAT} and is not read; fill again, then prune')
+            if old: warnings.warn(f'{self.root}: {", ".join(old)}: not read, its version is not {FORMAT}; fill again, then prune')
         key = bytes.fromhex(key)
         for name in sorted(self.names() - self._seen) if key not in self._where else ():
             self._seen.add(name)
