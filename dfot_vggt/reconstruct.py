@@ -32,7 +32,7 @@ def abs_rel(depth: Float[Tensor, '*b s h w'],     # predicted, in any unit
     scale = z.nanmedian(-1, keepdim=True).values/d.nanmedian(-1, keepdim=True).values
     return ((scale*d - z).abs()/z).nanmean(-1)
 
-# %% ../nbs/38_reconstruct.ipynb #38c015
+# %% ../nbs/38_reconstruct.ipynb #38c018
 def rotation_error(cams: Float[Tensor, '*b s 16'],         # predicted
                    truth: Float[Tensor, '*b s 16'],
                   ) -> Float[Tensor, '*b s-1']:            # degrees
@@ -51,11 +51,12 @@ def translation_error(cams: Float[Tensor, '*b s 16'],      # predicted
     return angle.where(~still[0], 90.).where(~still[1], torch.nan).to(truth.dtype)
 
 def _clip(cams, truth):
-    expect(cams.shape == truth.shape, 'cameras', f'the shape of the truth {tuple(truth.shape)}', tuple(cams.shape), 'compare the same frames')
+    expect(cams.shape == truth.shape, 'cameras', f'the shape of the truth {tuple(truth.shape)}', tuple(cams.shape),
+           'compare the same frames')
     expect(cams.shape[-2] > 1, 'cameras', 'at least 2 frames (s): errors are relative to the first', 1, 'add a frame')
     return cams
 
-# %% ../nbs/38_reconstruct.ipynb #38c020
+# %% ../nbs/38_reconstruct.ipynb #38c054
 @dataclass(frozen=True)
 class Similarity:
     "x -> scale R x + t: moves points and cameras of one world into another."
@@ -71,7 +72,7 @@ class Similarity:
         "The cameras that see the moved points as these saw the points; depth becomes `scale` times as large."
         c = Cams(cams)
         R = c.R@self.R.mT[..., None, :, :]
-        return Cams.make(c.intr, R, self.scale[..., None, None]*c.t - torch.einsum('...ij,...j->...i', R, self.t[..., None, :].expand_as(c.t))).data
+        return Cams.make(c.intr, R, self.scale[..., None, None]*c.t - (R@self.t[..., None, :, None])[..., 0]).data
 
 def align(points: Float[Tensor, '*b p 3'],       # of a prediction
           truth: Float[Tensor, '*b p 3'],        # the same points, in the world to go to
@@ -96,7 +97,7 @@ def centre_error(cams: Float[Tensor, '*b s 16'],     # predicted
     expect(bool((spread > 0).all()), 'true cameras', 'a clip that moves', 'one that stands still', 'leave it out')
     return (rest/spread).sqrt().to(truth.dtype)
 
-# %% ../nbs/38_reconstruct.ipynb #38c029
+# %% ../nbs/38_reconstruct.ipynb #38c056
 @dataclass(frozen=True)
 class Cloud:
     "Coloured points of the world, and the pixel that each was seen by."
@@ -120,7 +121,8 @@ def cloud(depth: Float[Tensor, 's h w'],            # along the optical axis; 0 
            f'{tuple(video.shape)} and {len(cams)}', 'resize the video, choose the same frames')
     expect(bool(depth.isfinite().all()), 'depth', 'finite numbers, 0 where it is unknown', 'NaN or infinity', 'set those pixels to 0')
     expect(bool(video.isfinite().all()), 'video', 'finite colours', 'NaN or infinity', 'look at the frames: show_clip paints them magenta')
-    expect(0 < keep <= 1 and (keep == 1 or conf is not None), 'keep', 'a share in (0, 1], below 1 only with conf', keep, 'pass the confidence')
+    expect(0 < keep <= 1 and (keep == 1 or conf is not None), 'keep', 'a share in (0, 1], below 1 only with conf', keep,
+           'pass the confidence')
     which = (depth > 0).flatten().nonzero()[:, 0]
     if conf is not None: which = which[conf.flatten()[which].topk(math.ceil(keep*len(which))).indices.sort().values]
     expect(len(which), 'cloud', 'a pixel with a depth > 0', 'no point left', 'check the depth')
@@ -128,14 +130,14 @@ def cloud(depth: Float[Tensor, 's h w'],            # along the optical axis; 0 
     uv = torch.stack([(which % w + .5)/w, (which//w % h + .5)/h], -1).to(depth)
     return Cloud(unproject(depth, cams).flatten(0, 2)[which], video.movedim(1, -1).flatten(0, 2)[which], which//(h*w), uv)
 
-# %% ../nbs/38_reconstruct.ipynb #38c036
+# %% ../nbs/38_reconstruct.ipynb #38c059
 def write_ply(path, cloud: Cloud):
     "A binary little-endian PLY: float x y z, uchar red green blue per point."
     _whole(cloud)
     rows = np.empty(len(cloud), dtype=[('xyz', '<f4', 3), ('rgb', 'u1', 3)])
     rows['xyz'], rows['rgb'] = cloud.points.detach().cpu().numpy(), _bytes(cloud.rgb)
-    kinds = [('float', n) for n in 'xyz'] + [('uchar', n) for n in ('red', 'green', 'blue')]
-    head = ['ply', 'format binary_little_endian 1.0', f'element vertex {len(rows)}', *(f'property {k} {n}' for k, n in kinds), 'end_header', '']
+    fields = ['float x', 'float y', 'float z', 'uchar red', 'uchar green', 'uchar blue']
+    head = ['ply', 'format binary_little_endian 1.0', f'element vertex {len(rows)}', *(f'property {f}' for f in fields), 'end_header', '']
     with write_aside(path) as tmp: tmp.write_bytes('\n'.join(head).encode() + rows.tobytes())
 
 def _bytes(rgb): return (rgb.detach().float().cpu().clamp(0, 1)*255).round().byte().numpy()
@@ -145,7 +147,7 @@ def _whole(cloud):
     expect(bool(cloud.points.isfinite().all() and cloud.rgb.isfinite().all()), 'cloud', 'finite points and colours', 'NaN or infinity',
            'leave those points out')
 
-# %% ../nbs/38_reconstruct.ipynb #38c042
+# %% ../nbs/38_reconstruct.ipynb #38c061
 def write_colmap(folder,
                  cloud: Cloud,
                  cams: Float[Tensor, 's 16'],
@@ -156,7 +158,8 @@ def write_colmap(folder,
     names = names or [f'frame_{i:04}.png' for i in range(s)]
     _whole(cloud)
     expect(len(names) == len(set(names)) == s, 'names', f'{s} different file names', names, 'one per frame')
-    expect(not any(' ' in n for n in names), 'names', 'file names without spaces', names, "COLMAP's text cannot hold them: rename the files")
+    expect(not any(' ' in n for n in names), 'names', 'file names without spaces', names,
+           "COLMAP's text cannot hold them: rename the files")
     expect(int(cloud.frame.min()) >= 0 and int(cloud.frame.max()) < s, 'cloud', f'points of frames 0..{s - 1}',
            f'frames {int(cloud.frame.min())}..{int(cloud.frame.max())}', 'pass the cameras of the same clip')
     frame, xy = cloud.frame.cpu(), cloud.uv.detach().cpu().double()*torch.tensor([w, h])
@@ -170,7 +173,8 @@ def write_colmap(folder,
     images = [row(i + 1, *quat[i].tolist(), *c.t[i].tolist(), i + 1, names[i]) + ' '.join(seen[i]) + '\n' for i in range(s)]
     pixels = (c.intr*torch.tensor([w, h, w, h])).tolist()
     rows = zip(cloud.points.detach().cpu().double().tolist(), _bytes(cloud.rgb).tolist(), frame.tolist(), place.tolist())
-    with write_aside(Path(folder)/'cameras.txt') as a, write_aside(Path(folder)/'images.txt') as b, write_aside(Path(folder)/'points3D.txt') as p:
+    a, b, p = (Path(folder)/f'{name}.txt' for name in ('cameras', 'images', 'points3D'))
+    with write_aside(a) as a, write_aside(b) as b, write_aside(p) as p:                # all are complete before the first is renamed
         a.write_text(''.join(row(i + 1, 'PINHOLE', w, h, *pixels[i]) for i in range(s)))
         b.write_text(''.join(images))
         p.write_text(''.join(row(i + 1, *x, *rgb, 0., f + 1, k) for i, (x, rgb, f, k) in enumerate(rows)))
