@@ -46,7 +46,7 @@ class AggregatorCfg(Cfg):
     @property
     def special(self) -> int: return 1 + self.registers         # camera + registers stand before the patches
 
-# %% ../nbs/30_aggregator.ipynb #30c014
+# %% ../nbs/30_aggregator.ipynb #30c008
 def rope_positions(h: int, w: int, special: int) -> Tensor:
     "(row, column) of every token of a frame, `special+h*w 2`: special tokens at (0, 0), patches from (1, 1)."
     patches = torch.cartesian_prod(torch.arange(1, h + 1), torch.arange(1, w + 1))
@@ -57,7 +57,7 @@ def rope_table(pos: Tensor,             # `n 2`: row and column of each token
                base: float = 100.,
                dtype=torch.float32):
     "Cosine and sine of every token's rotation, each `n width`: row half, column half. Angles are float32."
-    f = base**-(torch.arange(0, width//2, 2, device=pos.device).float()/(width//2))     # RoPE eq. 15, for one half
+    f = 1/base**(torch.arange(0, width//2, 2, device=pos.device).float()/(width//2))     # RoPE eq. 15, for one half; 1/x rounds as the reference
     angle = pos.float()[:, :, None]*f
     angle = torch.cat([angle, angle], -1).flatten(1).to(torch.promote_types(dtype, torch.float32))
     return angle.cos().to(dtype), angle.sin().to(dtype)
