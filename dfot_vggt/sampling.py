@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['scheduling_matrix', 'frame_noise', 'weave', 'branch_control', 'shown_cams', 'Denoised', 'sample_window']
 
-# %% ../nbs/25_sampling.ipynb #25c050
+# %% ../nbs/25_sampling.ipynb #25c028
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -85,13 +86,13 @@ def _share(cond, whole):
         return last[1]
     return share
 
-# %% ../nbs/25_sampling.ipynb #25c023
+# %% ../nbs/25_sampling.ipynb #25c030
 class Denoised(NamedTuple):
     "What an observer sees after every step."
     step: int      # 1 to `of`
     of: int
     x: Tensor      # b t c h w, normalised
-    x0: Tensor     # b t c h w, the clean frames that the network claimed before the step
+    x0: Tensor     # b t c h w, the clean frames that the network claimed before the step; frames that were not asked: themselves
 
 def _matrix(lag, steps, mask):
     "The scheduling matrix, checked against the frames that are asked."
@@ -102,14 +103,30 @@ def _matrix(lag, steps, mask):
            f'columns that fall from {steps} steps left to 0', m.T.tolist(), 'see scheduling_matrix')
     return lag.cpu()
 
-def _claims(model, diffusion, x, cur, ask, cond, control, context, given, reconstruction):
+def _answers(model, diffusion, control, whole):
+    "fn(x, questions, condition, mask of the rows) -> answers 'bn t c h w'; 0 at frames not asked, if not `whole` and the model can leave them out."
+    last = []                                                                # condition, what was asked and hidden, what the others bring
+    def all_frames(x, ask, cond, mask):
+        levels = diffusion.net_level(ask.levels)
+        return model(x, levels, cond, cond_mask=ask.hide, control=branch_control(control, x, levels, ask.hide, ask.n))
+    def asked_frames(x, ask, cond, mask):
+        t, levels, wanted = mask.shape[1], diffusion.net_level(ask.levels), (mask == ASKED).any(0).nonzero().flatten().tolist()
+        asked = slice(wanted[0], wanted[-1] + 1)
+        others, key = [i for i in range(t) if not wanted[0] <= i <= wanted[-1]], (asked, ask.hide if ask.hide is None else ask.hide.tolist())
+        clean = bool(others) and bool((ask.levels[:, others] < 0).all())     # then nothing about them changes from step to step
+        if clean and not (last and last[0] is cond and last[1] == key): last[:] = cond, key, model.settle(x, levels, cond, ask.hide, asked)
+        y = torch.zeros_like(x)
+        y[:, asked] = model(x, levels, cond, cond_mask=ask.hide, asked=asked, settled=last[2] if clean else None)
+        return y
+    return all_frames if whole or control is not None or not hasattr(model, 'settle') else asked_frames
+
+def _claims(answer, diffusion, x, cur, ask, context, given, reconstruction):
     "Clean frames and noise 'b t c h w' that the network, all branches composed, claims to be inside `x`."
-    frames, k, levels = ask.x, ask.levels.clamp(min=0), diffusion.net_level(ask.levels)
-    def answer(): return model(frames, levels, cond, cond_mask=ask.hide, control=branch_control(control, frames, levels, ask.hide, ask.n))
-    if not reconstruction: return diffusion.x0_eps(x, ask.compose(answer().float()), cur)
+    frames, k = ask.x, ask.levels.clamp(min=0)
+    if not reconstruction: return diffusion.x0_eps(x, ask.compose(answer(frames).float()), cur)
     with torch.enable_grad():
         frames = frames.detach().requires_grad_()
-        out = answer().float()
+        out = answer(frames).float()
         context, given = (a.repeat_interleave(ask.n, 0) for a in (context, given))
         like = diffusion.reconstruction(diffusion.x0_eps(frames, out, k)[0], context, k, given, float(reconstruction))
         push = ask.compose(torch.autograd.grad(like.sum(), frames)[0])
@@ -119,7 +136,7 @@ def _claims(model, diffusion, x, cur, ask, cond, control, context, given, recons
     return torch.where(alpha > 0, (x - sigma*eps)/alpha, x0), eps
 
 @torch.no_grad()
-def sample_window(model,                                  # model(x, levels, cond, cond_mask=, control=), in eval mode
+def sample_window(model,                                  # model(x, levels, cond, cond_mask=, control=), in eval mode; perhaps with `settle`
                   diffusion: Diffusion,                   # see `make_diffusion`
                   context: Float[Tensor, 'b t c h w'],    # normalised; only frames with mask > 0 are read
                   mask: Int[Tensor, 'b t'],               # 0 asked, 1 given, 2 generated earlier, -1 padding (at the end of a clip)
@@ -147,6 +164,7 @@ def sample_window(model,                                  # model(x, levels, con
     expect(not (ddpm and eta), 'eta', f'0 for {steps} steps, DDPM steps with noise of their own', eta, 'take fewer steps, or eta=0')
     x = torch.where((mask == ASKED).to(context.device)[..., None, None, None], noise('init').to(context), context)
     x0, share, walk, table = x.clone(), _share(cond, [list(range(len(mask))), mask.shape[1]]), [], diffusion.ddim_levels(steps).cpu()
+    answers = _answers(model, diffusion, control, bool(reconstruction))
     for n in length.unique().tolist():
         rows = (length == n).nonzero().flatten()
         path = torch.where(mask[rows, None, :n] > 0, -1, table[matrix[:, :n]])                                # b m t
@@ -157,9 +175,10 @@ def sample_window(model,                                  # model(x, levels, con
         ask = guidance.prepare(now, cur, mask[rows, :n], draw, diffusion)
         cur, nxt = cur.to(x.device), nxt.to(x.device)
         truth = torch.where(known[..., None, None, None], context[rows, :n], 0.)
-        clean, eps = _claims(model, diffusion, now, cur, ask, share(rows, ask), control, truth, known, reconstruction)
+        answer = partial(answers, ask=ask, cond=share(rows, ask), mask=mask[rows, :n])
+        clean, eps = _claims(answer, diffusion, now, cur, ask, truth, known, reconstruction)
         if ddpm: new = torch.where((cur == nxt)[..., None, None, None], now, diffusion.ddpm_step(now, clean, cur, draw('step')))
         else: new = diffusion.ddim_step(now, clean, eps, cur, nxt, eta, draw('step') if eta else None)
-        x[rows, :n], x0[rows, :n] = new, clean
+        x[rows, :n], x0[rows, :n] = new, torch.where(known[..., None, None, None], now, clean)
         if on_step: on_step(Denoised(i + 1, len(walk), x.clone(), x0.clone()))
     return x

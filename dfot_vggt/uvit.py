@@ -114,7 +114,7 @@ def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first 
     z = (turn(down)[..., None]*turn(right)[..., None, :]).flatten(-2)
     return torch.cat((angle.sin(), angle.cos()), 2), torch.view_as_real(torch.stack((z, 1j*z), 3)).float()
 
-# %% ../nbs/21_uvit.ipynb #21c018
+# %% ../nbs/21_uvit.ipynb #21c011
 class PoseCond:
     "The cameras of a window, prepared once: a vector per frame, what each level's cells read, and perhaps each block's map."
     def __init__(self, frame: Tensor,        # 'b t e', joins the noise embedding
@@ -132,6 +132,8 @@ class PoseCond:
         maps, folded = ({k: [f(m) for m in v] for k, v in kept.items()} if kept is not None else None for kept in (self.maps, self.folded))
         cells = [(f(x), None if turn is None else f(turn)) for x, turn in self.cells]
         return PoseCond(f(self.frame), cells, self.weight, maps, folded, self.owner, self.branches)
+
+    def frames(self, which): return self.each(lambda x: x[:, which])              # those of all rows; for a slice nothing is copied
 
     def repeat(self, n: int):
         "Row b*n + branch, as guidance orders its branches. Maps are shared, not copied."
@@ -171,10 +173,11 @@ class PoseCond:
             if keep is not None: x, keep = torch.where(keep[:, None, None, None, None], x, 0), None
             maps = pose_maps(blocks, self.weight, x, turn) if blocks else []
         elif section in self.maps: maps = [lambda m=m: m for m in self.maps[section]]
-        else: maps = [lambda w=w: pose_map(w, x, not isinstance(blocks[0], ResBlock)) for w in self.folded[section]]
-        return [lambda block=block, m=m: modulation(block, noise + frame, m(), keep) for block, m in zip(blocks, maps)]
+        else: maps = [lambda w=w: pose_map(w, x) for w in self.folded[section]]
+        made = self.maps is None or section not in self.maps                     # for this call only
+        return [lambda block=block, m=m: modulation(block, noise + frame, m(), keep, made) for block, m in zip(blocks, maps)]
 
-# %% ../nbs/21_uvit.ipynb #21c078
+# %% ../nbs/21_uvit.ipynb #21c006
 class Level(nn.ModuleList):
     "Blocks of one grid and one kind, with the `Downsample` after or the `Upsample` before them. A list: names are the checkpoint's."
     @property
@@ -191,14 +194,14 @@ class Level(nn.ModuleList):
         blocks, (t, size) = self.blocks, (noise.shape[1], h.shape[-1])
         for j, (block, mod) in enumerate(zip(blocks, pose.modulations(section, blocks, size, noise, keep))):
             def run(h, block=block, mod=mod):
-                if isinstance(block, ResBlock): return block(h, mod().flatten(0, 1))
+                if isinstance(block, ResBlock): return block(h, rearrange(mod(), 'b t (h w) m -> (b t) m h w', h=size))
                 x = block(rearrange(h, '(b t) c h w -> b t (h w) c', t=t), mod(), rope)
                 return rearrange(x, 'b t (h w) c -> (b t) c h w', h=size)
             h = checkpoint(run, h, use_reentrant=False) if recompute and torch.is_grad_enabled() else run(h)
             h = at(f'{section}.{j}', h)
         return at(section, h)
 
-# %% ../nbs/21_uvit.ipynb #21c057
+# %% ../nbs/21_uvit.ipynb #21c090
 class LearnedPositions(nn.Module):
     "A vector for every token of a level, added to it; a shorter window takes the first."
     def __init__(self, n: int, c: int):
@@ -235,27 +238,61 @@ class UViT3DPose(nn.Module):
                 cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'] | PoseCond,   # cameras; their rays; `pose_cond` for many calls
                 cond_mask: Bool[Tensor, 'b'] | None = None,       # True: hide this clip's cameras; None: none, in training cfg.cond_dropout
                 control: dict | None = None,                      # {tap: tensor to add, or callable h -> h}
-                taps=()):                                         # names of activations to return as well
-        "v 'b t c h w'; with `taps` also a dict of activations '(b t) c h w'."
-        self._check(x, noise_levels, cond, control, taps)
-        kept, control, skips, afters = {}, control or {}, [], []
+                taps=(),                                          # names of activations to return as well
+                asked: slice | None = None,                       # frames (t) whose v is wanted; None: all. Without control and taps
+                settled: Float[Tensor, 'b t d h3 w3'] | None = None):    # of all other frames, see `settle`
+        "v 'b t c h w' (t: those asked); with `taps` also a dict of activations '(b t) c h w'."
+        self._check(x, noise_levels, cond, control, taps, asked, settled)
+        (b, t), apart, last, kept, control, stack = x.shape[:2], self.apart, len(self.down_blocks), {}, control or {}, []
         def at(name, h):
             if name in control: h = control[name](h) if callable(control[name]) else h + control[name]
             if name in taps: kept[name] = h
             return h
+        def some(h): return h if asked is None or len(h) < b*t else h.unflatten(0, (b, t))[:, asked].flatten(0, 1)
         pose = cond if isinstance(cond, PoseCond) else self.pool_rays(cond)
-        told = self.noise_level_pos_embedding(noise_levels), pose, self._keep(len(x), cond_mask, x.device), at
-        h = at('embed', self.embed_input(x.flatten(0, 1)))
-        for i, level in enumerate(self.down_blocks):
-            h = self.run_level(level, f'down.{i}', i, h, *told)
-            skips.append(at(f'skip.{i}', h))
-            h = level[-1](h)
-            afters.append(h)
-        h = self.run_level(self.mid_blocks, 'mid', len(skips), at('mid.in', h), *told)
-        for i, level in zip(reversed(range(len(skips))), self.up_blocks):
-            h = self.run_level(level, f'up.{i}', i, skips.pop() + level[0](h - afters.pop()), *told)
-        v = at('out', self.project_output(h)).unflatten(0, x.shape[:2])
+        noise, seen = self.noise_level_pos_embedding(noise_levels), (self._keep(b, cond_mask, x.device), at)
+        told = few = noise, pose, *seen
+        if asked is not None: few = noise[:, asked], pose.frames(asked), *seen
+        h = at('embed', self.embed_input((x if settled is None else x[:, asked]).flatten(0, 1)))
+        h = self._down(h, range(apart), told if settled is None else few, stack)
+        if settled is not None:
+            h, new = settled.clone(), h
+            h[:, asked] = new.unflatten(0, (b, -1))
+            h = h.flatten(0, 1)
+        h = self._down(h, range(apart, last), told, stack)
+        h = self.run_level(self.mid_blocks, 'mid', last, at('mid.in', h), *told)
+        for i, level in zip(reversed(range(last)), self.up_blocks):
+            skip, after = map(some, stack.pop()) if i < apart else stack.pop()
+            h = skip + level[0]((some(h) if i < apart else h) - after)
+            h = self.run_level(level, f'up.{i}', i, h, *(few if i < apart else told))
+        v = at('out', self.project_output(h)).unflatten(0, (b, -1))
         return (v, kept) if taps else v
+
+    @property
+    def apart(self) -> int:
+        "How many fine levels see one frame at a time: those before the first of attention."
+        return min([i for i, kind in enumerate(self.cfg.blocks) if kind != 'R'] + [self.cfg.levels - 1])
+
+    def _down(self, h, levels, told, stack):
+        "Some levels of the way down; what the way up will want of each is put on the stack: the skip, and its pooled image."
+        for i in levels:
+            h = self.run_level(self.down_blocks[i], f'down.{i}', i, h, *told)
+            skip, h = told[-1](f'skip.{i}', h), self.down_blocks[i][-1](h)
+            stack.append((skip, h))
+        return h
+
+    def settle(self, x: Float[Tensor, 'b t c h w'], noise_levels: Float[Tensor, 'b t'], cond: PoseCond,
+               cond_mask: Bool[Tensor, 'b'] | None,              # all as for a call of the model
+               asked: slice) -> Float[Tensor, 'b t d h3 w3']:    # zero where asked
+        "What frames that are not asked bring to the first level where frames meet. It is the same as long as nothing about them changes."
+        b, t = x.shape[:2]
+        rest = [i for i in range(t) if i not in range(t)[asked]]
+        seen = self._keep(b, cond_mask, x.device), lambda name, h: h
+        told = self.noise_level_pos_embedding(noise_levels[:, rest]), cond.frames(rest), *seen
+        h = self._down(self.embed_input(x[:, rest].flatten(0, 1)), range(self.apart), told, []).unflatten(0, (b, -1))
+        y = h.new_zeros(b, t, *h.shape[2:])
+        y[:, rest] = h
+        return y
 
 # %% ../nbs/21_uvit.ipynb #21c058
 @patch
@@ -317,7 +354,7 @@ def denormalise(self: UViT3DPose, x: Float[Tensor, '*b c h w']) -> Float[Tensor,
     "The way back; not clipped."
     return x*x.new_tensor(self.cfg.std)[:, None, None] + x.new_tensor(self.cfg.mean)[:, None, None]
 
-# %% ../nbs/21_uvit.ipynb #21c067
+# %% ../nbs/21_uvit.ipynb #21c018
 @patch(as_prop=True)
 def tap_names(self: UViT3DPose) -> tuple:
     "Every activation that has a name, in walking order."
@@ -328,7 +365,7 @@ def tap_names(self: UViT3DPose) -> tuple:
     return (*names, 'out')
 
 @patch
-def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
+def _check(self: UViT3DPose, x, noise_levels, cond, control, taps, asked, settled):
     "The border: one clear error for anything that does not fit."
     c, me = self.cfg, 'UViT3DPose'
     expect(x.ndim == 5 and x.shape[2] == 3, f'{me}: x', "'b t c h w' with c = 3", tuple(x.shape), 'pass RGB video through model.normalise')
@@ -345,6 +382,9 @@ def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
     axes = 'b t 16' if len(want) == 3 else 'b t r h w'[:2*len(want) - 1]
     expect(got == want, f'{me}: cond', f"{what} '{axes}' = {want}", got,
            'pass the cameras, or model.pose_cond(cams).repeat(branches)')
+    alone = asked is None and settled is None or asked is not None and not control and not taps
+    expect(alone, f'{me}: asked', 'some frames (t) without control and taps, or all', (asked, sorted({*(control or {}), *taps})),
+           'leave asked and settled out')
     for name in (*(control or {}), *taps):
         expect(name in self.tap_names, f'{me}: tap', f'one of {", ".join(self.tap_names)}', repr(name), 'correct the name', error=KeyError)
 
