@@ -329,8 +329,8 @@ def scan(self: FeatureCache, names: Iterable[str] | None = None) -> Iterator:
         shard = Shard(self.path(name), self.kind)
         for i, key in enumerate(shard.keys): yield key, *shard.read(i)
 
-# %% ../nbs/35_shards.ipynb #35c004
-PATIENCE = 1800    # seconds without a heartbeat after which the holder of a claim on another machine is taken for dead
+# %% ../nbs/35_shards.ipynb #35c021
+PATIENCE = 1800    # seconds without a heartbeat after which the holder of a claim is taken for dead, wherever it is
 
 @patch
 @contextmanager
