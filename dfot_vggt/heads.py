@@ -66,7 +66,7 @@ class CameraHead(nn.Module):
             out.append(torch.cat([pose[..., :7], F.relu(pose[..., 7:])], -1))
         return out
 
-# %% ../nbs/30_heads.ipynb #30c014
+# %% ../nbs/30_heads.ipynb #30c009
 @dataclass(frozen=True)
 class DPTCfg(Cfg):
     "Sizes of a dense prediction head."
@@ -79,8 +79,8 @@ class DPTCfg(Cfg):
             n = getattr(self, name)
             expect(len(n) == 4, f'DPTCfg.{name}', 'four of them, shallow to deep', n, 'a layer may be named twice')
         widths = (*self.channels, self.features//2)
-        expect(all(c % 4 == 0 for c in widths), 'DPTCfg', 'channels and features/2 that are multiples of 4 (sin and cos of x and y)', widths,
-               'change them')
+        expect(all(c % 4 == 0 for c in widths), 'DPTCfg', 'channels and features/2 that are multiples of 4 (sin and cos of x and y)',
+               widths, 'change them')
 
 # %% ../nbs/30_heads.ipynb #30c015
 def view_axis(n: int, half: float) -> Float[Tensor, '{n}']:
