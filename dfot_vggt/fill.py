@@ -46,7 +46,7 @@ def listing(name: str,                          # of the list
     return Listing(name, {shard: [windows[j][1] for j in cut] for shard, cut in work.items()},
                    lambda shard: (read(j) for j in work[shard]))
 
-# %% ../nbs/37_fill.ipynb #37c020
+# %% ../nbs/37_fill.ipynb #37c013
 def flops(cfg: AggregatorCfg,        # sizes of VGGT
           layers: tuple,             # it stops after the last of them
           sizes: Sequence) -> float: # known frames of each window
@@ -69,8 +69,8 @@ class Plan:
     flops: float   # of VGGT
 
     def __str__(self):
-        return (f'{self.windows:,} windows, {self.frames:,} frames: {self.bytes/1e9:,.3f} GB in {self.shards:,} shards, '
-                f'{self.flops/1e12:,.1f} TFLOP')
+        size, work = tqdm.format_sizeof(self.bytes, 'B'), tqdm.format_sizeof(self.flops, 'FLOP')
+        return f'{self.windows:,} windows, {self.frames:,} known frames: {size} in {self.shards:,} shards, {work}'
 
 def plan(todo: Listing, vggt: AggregatorCfg, layers: tuple, cfg: CacheCfg = CacheCfg()) -> Plan:
     "The cost of a list, from sizes alone."

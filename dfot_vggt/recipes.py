@@ -171,7 +171,7 @@ def control_loss(run: RunCfg, base: UViT3DPose, features: Callable) -> Callable:
         return {'diffusion': diffusion.training_step(base, x0, cond, t, noise, learnt, control=ask).loss}
     return loss_fn
 
-# %% ../nbs/51_recipes.ipynb #51c064
+# %% ../nbs/51_recipes.ipynb #51c005
 def base_model(run: RunCfg) -> UViT3DPose:
     "The denoiser of a run: new, or with the weights that `run.base` names."
     if not run.base:
@@ -186,8 +186,8 @@ def injector(run: RunCfg, base: UViT3DPose) -> ControlNet:
 
 def eye(run: RunCfg) -> VGGT:
     "The frozen VGGT of a run, without heads."
-    if not run.eye: vggt = random_weights(VGGT(run.vggt))
-    else: vggt = load_vggt(run.eye if '/' in run.eye else asset(run.eye), run.vggt)
+    if run.eye: vggt = load_vggt(run.eye if '/' in run.eye else asset(run.eye), run.vggt, parts=())
+    else: vggt = random_weights(VGGT(run.vggt, parts=()))
     return vggt.eval().requires_grad_(False).to(device())
 
 def feature_cache(run: RunCfg, root='runs') -> FeatureCache:
