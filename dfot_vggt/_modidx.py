@@ -904,5 +904,6 @@ d = { 'settings': { 'branch': 'main',
                                 'dfot_vggt.vggt._opened': ('vggt.html#_opened', 'dfot_vggt/vggt.py'),
                                 'dfot_vggt.vggt._padded': ('vggt.html#_padded', 'dfot_vggt/vggt.py'),
                                 'dfot_vggt.vggt._single': ('vggt.html#_single', 'dfot_vggt/vggt.py'),
+                                'dfot_vggt.vggt._tensors': ('vggt.html#_tensors', 'dfot_vggt/vggt.py'),
                                 'dfot_vggt.vggt.load_vggt': ('vggt.html#load_vggt', 'dfot_vggt/vggt.py'),
                                 'dfot_vggt.vggt.read_images': ('vggt.html#read_images', 'dfot_vggt/vggt.py')}}}

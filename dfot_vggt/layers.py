@@ -156,7 +156,7 @@ def attend(qkv: Float[Tensor, 'b n c3'],                    # queries, keys and 
     q, k, v = rearrange(qkv, 'b n (three k d) -> three b k n d', three=3, k=heads)
     q, k = q_norm(q), k_norm(k)
     if rope is not None: q, k = rotate(q, rope), rotate(k, rope)
-    return rearrange(F.scaled_dot_product_attention(q, k, v), 'b k n d -> b n (k d)')
+    return rearrange(F.scaled_dot_product_attention(q, k, v.contiguous()), 'b k n d -> b n (k d)')      # v lies 7c numbers a row apart
 
 class TransformerBlock(nn.Module):
     "Attention over all tokens of all frames and an MLP, in parallel, from one fused projection."

@@ -104,15 +104,16 @@ def _matrix(lag, steps, mask):
     return lag.cpu()
 
 def _answers(model, diffusion, control, whole):
-    "fn(x, questions, condition, mask of the rows) -> answers 'bn t c h w'; 0 at frames not asked, if not `whole` and the model can leave them out."
+    "fn(x, questions, condition, rows' mask) -> answers 'bn t c h w'; 0 where not asked, if the model can leave that out and not `whole`."
     last = []                                                                # condition, what was asked and hidden, what the others bring
     def all_frames(x, ask, cond, mask):
         levels = diffusion.net_level(ask.levels)
         return model(x, levels, cond, cond_mask=ask.hide, control=branch_control(control, x, levels, ask.hide, ask.n))
     def asked_frames(x, ask, cond, mask):
-        t, levels, wanted = mask.shape[1], diffusion.net_level(ask.levels), (mask == ASKED).any(0).nonzero().flatten().tolist()
+        levels, wanted = diffusion.net_level(ask.levels), (mask == ASKED).any(0).nonzero().flatten().tolist()
         asked = slice(wanted[0], wanted[-1] + 1)
-        others, key = [i for i in range(t) if not wanted[0] <= i <= wanted[-1]], (asked, ask.hide if ask.hide is None else ask.hide.tolist())
+        others = [i for i in range(mask.shape[1]) if not wanted[0] <= i <= wanted[-1]]
+        key = asked, None if ask.hide is None else ask.hide.tolist()
         clean = bool(others) and bool((ask.levels[:, others] < 0).all())     # then nothing about them changes from step to step
         if clean and not (last and last[0] is cond and last[1] == key): last[:] = cond, key, model.settle(x, levels, cond, ask.hide, asked)
         y = torch.zeros_like(x)
@@ -136,7 +137,7 @@ def _claims(answer, diffusion, x, cur, ask, context, given, reconstruction):
     return torch.where(alpha > 0, (x - sigma*eps)/alpha, x0), eps
 
 @torch.no_grad()
-def sample_window(model,                                  # model(x, levels, cond, cond_mask=, control=), in eval mode; perhaps with `settle`
+def sample_window(model,                                  # model(x, levels, cond, cond_mask=, control=) in eval mode; may have `settle`
                   diffusion: Diffusion,                   # see `make_diffusion`
                   context: Float[Tensor, 'b t c h w'],    # normalised; only frames with mask > 0 are read
                   mask: Int[Tensor, 'b t'],               # 0 asked, 1 given, 2 generated earlier, -1 padding (at the end of a clip)
