@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'read_images', 'VGGTCfg', 'Prediction', 'VGGT', 'load_vggt']
 
-# %% ../nbs/30_vggt.ipynb #30c005
+# %% ../nbs/30_vggt.ipynb #30c021
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .aggregator import Aggregator, AggregatorCfg
@@ -160,7 +161,7 @@ class VGGT(nn.Module):
 
 def _single(x: Tensor) -> Tensor: return x.to(torch.promote_types(x.dtype, torch.float32))
 
-# %% ../nbs/30_vggt.ipynb #30c052
+# %% ../nbs/30_vggt.ipynb #30c023
 def load_vggt(source='facebook/VGGT-1B',                # path, or repository of the Hub; 'facebook/VGGT-1B-Commercial' is the other one
               cfg: VGGTCfg = VGGTCfg.vggt_1b(),         # sizes of the checkpoint
               parts: Sequence[str] = PARTS,             # heads that are wanted; of the others nothing is read
@@ -170,5 +171,14 @@ def load_vggt(source='facebook/VGGT-1B',                # path, or repository of
     "A VGGT with the weights of a file: safetensors or a torch file. `ValueError` for a bad one, `LoadError` if it does not fit."
     path = checkpoint_file(source, file)
     with torch.device('meta'): model = VGGT(cfg, parts)
-    load_report(model, read_tensors(path), str(path), unexpected_ok=tuple(f'{name}.' for name in PARTS if name not in parts))
+    load_report(model, _tensors(path, tuple(f'{name}.' for name in PARTS if name not in parts)), str(path))
     return model.to(dtype).eval().requires_grad_(False)
+
+def _tensors(path, skip: tuple):
+    "Tensors of a checkpoint, but those whose names begin with `skip`: in a safetensors file they are not even opened."
+    if path.suffix == '.safetensors':
+        try:
+            with safe_open(path, 'pt') as f: return {n: f.get_tensor(n) for n in f.keys() if not n.startswith(skip)}
+        except (SafetensorError, OSError): pass                    # `read_tensors` tells what is wrong with it
+    state = read_tensors(path)
+    return {n: w for n, w in state.items() if not str(n).startswith(skip)} if isinstance(state, dict) else state
