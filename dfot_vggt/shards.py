@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'PATIENCE', 'pixels', 'CacheCfg', 'see', 'pool', 'Basis', 'fit_basis', 'keep_basis', 'publish', 'Shard',
            'checksum', 'bytes_of', 'expect_space', 'FeatureCache', 'sample_basis', 'take', 'alive', 'running', 'prune']
 
-# %% ../nbs/35_shards.ipynb #35c012
+# %% ../nbs/35_shards.ipynb #35c011
 import fcntl
 import json
 import os
@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -72,7 +72,7 @@ def pool(latents: Float[Tensor, 's d h w'], grid: int) -> Float[Tensor, 's d h2 
     "Area means over `grid` cells a side; 0: as they are."
     return regrid(latents, (grid, grid)) if grid else latents
 
-# %% ../nbs/35_shards.ipynb #35c032
+# %% ../nbs/35_shards.ipynb #35c013
 @dataclass(frozen=True, eq=False)
 class Basis:
     "Directions in which latents vary most, over a sample of them."
@@ -80,7 +80,7 @@ class Basis:
     axes: Float[Tensor, 'k d']       # orthonormal, the most important first; the largest entry of each is positive
     share: Float[Tensor, 'k']        # of the variance that each axis explains
 
-    @property
+    @cached_property
     def digest(self) -> str: return digest(self.mean, self.axes)[:12]
 
     def reduce(self, x: Float[Tensor, 's d h w']) -> Float[Tensor, 's k h w']:
@@ -107,10 +107,13 @@ def fit_basis(maps: Iterable[Tensor],     # latents 's d h w', read once, one af
     share = variance.flip(0)[:channels]/variance.sum()
     return Basis(mean.float(), axes.float(), share.float())
 
-# %% ../nbs/35_shards.ipynb #35c036
+# %% ../nbs/35_shards.ipynb #35c044
 def keep_basis(path, make: Callable[[], Basis]) -> Basis:
     "The basis in a file; made and put there if there is none. Of several makers the first one's is everybody's."
-    if not Path(path).exists(): publish(Path(path), lambda aside: save_file(vars(make()), aside))
+    def write(aside):
+        made = make()
+        save_file(dict(mean=made.mean, axes=made.axes, share=made.share), aside)
+    if not Path(path).exists(): publish(Path(path), write)
     return Basis(**read_tensors(path))
 
 def publish(at: Path, write: Callable) -> bool:
@@ -177,7 +180,7 @@ def expect_space(root, need: int):
     expect(need <= free, str(root), f'{need/1e6:,.1f} MB of free disk', f'{free/1e6:,.1f} MB',
            'free some, choose another root, or keep less: CacheCfg(grid=..., channels=...)', error=OSError)
 
-# %% ../nbs/35_shards.ipynb #35c097
+# %% ../nbs/35_shards.ipynb #35c048
 class FeatureCache:
     "Geometry from disk where it is, from VGGT where it is not. `get` only reads; `write_shard` only writes."
     def __init__(self, root,                               # folder; may be shared by processes, machines and different models
@@ -185,9 +188,9 @@ class FeatureCache:
                  layers: tuple,                            # its pairs of blocks
                  cfg: CacheCfg = CacheCfg(),               # what is kept
                  basis: Basis | None = None):              # of `cfg.channels` axes
-        got = len(basis.axes) if basis else 0
-        expect(got == cfg.channels, 'basis', f'one of {cfg.channels} axes (0: none, all channels are kept)', got,
-               'make it with sample_basis')
+        want = (cfg.channels, 2*vggt.cfg.dim*len(layers)) if cfg.channels else None
+        got = basis and tuple(basis.axes.shape)
+        expect(got == want, 'basis', f'axes k d = {want} (None: all channels are kept)', got, 'make it with sample_basis')
         expect(cfg.grid <= vggt.cfg.grid, 'CacheCfg.grid', f'at most the {vggt.cfg.grid} cells of VGGT', cfg.grid,
                'resize on reading instead')
         self.root, self.vggt, self.layers, self.cfg, self.basis = Path(root), vggt, tuple(layers), cfg, basis
@@ -250,7 +253,7 @@ def compute(self: FeatureCache, frames: Tensor):
            f'up to {max(x.abs().max() for x in exact):.3g}', "use CacheCfg(dtype='bfloat16')")
     return *low, max(((y.float() - x).norm()/x.norm()).item() for x, y in zip(exact, low))
 
-# %% ../nbs/35_shards.ipynb #35c046
+# %% ../nbs/35_shards.ipynb #35c061
 @patch
 def write_shard(self: FeatureCache, name: str,
                 windows: Iterable[Tensor],               # known frames 's c h w' of each, uint8 or float in [0,1]; read one by one
@@ -283,6 +286,7 @@ def write_shard(self: FeatureCache, name: str,
     except (SafetensorError, OSError) as e:
         raise OSError(f'{self.path(name)}: expected to write {n} frames, got {e}; nothing was kept of this shard and all others are '
                       'whole: make room and start again') from e
+    self._seen.discard(name); self._open.cache_clear()          # if there was one of this name, it is not what we knew
     return dict(name=name, windows=len(keys), frames=n, bytes=self.path(name).stat().st_size, rounding=rounding)
 
 # %% ../nbs/35_shards.ipynb #35c051
