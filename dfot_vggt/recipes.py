@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'windows', 'known_set', 
            'control_loss', 'base_model', 'injector', 'eye', 'feature_cache', 'train_run', 'tiny_base', 'tiny_control',
            'tiny_discrete', 're10k', 're10k_16', 'table', 'diff', 'show_diff', 'ship', 'recipe_of', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c015
+# %% ../nbs/51_recipes.ipynb #51c009
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from .control import ControlCfg, ControlNet
 from .core import Cfg, asset, build, device, expect, load_report, read_tensors, rng, seed_all, write_aside
 from .diffusion import DiffusionCfg, DiscreteCfg, make_diffusion
 from .features import digest
-from .fill import Listing, fill, listing
+from .fill import Listing, fill, listing, one_thread
 from .released import load_dfot
 from .scenes import make_re10k
 from .shards import CacheCfg, FeatureCache, sample_basis
@@ -171,7 +171,7 @@ def control_loss(run: RunCfg, base: UViT3DPose, features: Callable) -> Callable:
         return {'diffusion': diffusion.training_step(base, x0, cond, t, noise, learnt, control=ask).loss}
     return loss_fn
 
-# %% ../nbs/51_recipes.ipynb #51c005
+# %% ../nbs/51_recipes.ipynb #51c012
 def base_model(run: RunCfg) -> UViT3DPose:
     "The denoiser of a run: new, or with the weights that `run.base` names."
     if not run.base:
@@ -193,7 +193,8 @@ def eye(run: RunCfg) -> VGGT:
 def feature_cache(run: RunCfg, root='runs') -> FeatureCache:
     "What VGGT says, from disk or computed: `get(video, cams, known) -> Geometry`."
     folder, vggt, basis = Path(root)/'features', eye(run), None
-    if run.cache.channels: basis = sample_basis(folder, vggt, run.layers, run.cache, FiniteWindows(run, root).sample())
+    if run.cache.channels:
+        with one_thread(): basis = sample_basis(folder, vggt, run.layers, run.cache, FiniteWindows(run, root).sample())
     return FeatureCache(folder, vggt, run.layers, run.cache, basis)
 
 def train_run(run: RunCfg,
