@@ -201,7 +201,7 @@ class Level(nn.ModuleList):
             h = at(f'{section}.{j}', h)
         return at(section, h)
 
-# %% ../nbs/21_uvit.ipynb #21c090
+# %% ../nbs/21_uvit.ipynb #21c016
 class LearnedPositions(nn.Module):
     "A vector for every token of a level, added to it; a shorter window takes the first."
     def __init__(self, n: int, c: int):
@@ -281,14 +281,16 @@ class UViT3DPose(nn.Module):
             stack.append((skip, h))
         return h
 
-    def settle(self, x: Float[Tensor, 'b t c h w'], noise_levels: Float[Tensor, 'b t'], cond: PoseCond,
+    def settle(self, x: Float[Tensor, 'b t c h w'], noise_levels: Float[Tensor, 'b t'],
+               cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'] | PoseCond,
                cond_mask: Bool[Tensor, 'b'] | None,              # all as for a call of the model
                asked: slice) -> Float[Tensor, 'b t d h3 w3']:    # zero where asked
         "What frames that are not asked bring to the first level where frames meet. It is the same as long as nothing about them changes."
         b, t = x.shape[:2]
         rest = [i for i in range(t) if i not in range(t)[asked]]
         seen = self._keep(b, cond_mask, x.device), lambda name, h: h
-        told = self.noise_level_pos_embedding(noise_levels[:, rest]), cond.frames(rest), *seen
+        pose = (cond if isinstance(cond, PoseCond) else self.pool_rays(cond)).frames(rest)
+        told = self.noise_level_pos_embedding(noise_levels[:, rest]), pose, *seen
         h = self._down(self.embed_input(x[:, rest].flatten(0, 1)), range(self.apart), told, []).unflatten(0, (b, -1))
         y = h.new_zeros(b, t, *h.shape[2:])
         y[:, rest] = h
