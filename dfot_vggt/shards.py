@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'PATIENCE', 'pixels', 'CacheCfg', 'see', 'pool', 'Basis', 'fit_basis', 'keep_basis', 'publish', 'Shard',
            'checksum', 'bytes_of', 'expect_space', 'FeatureCache', 'sample_basis', 'take', 'alive', 'running', 'prune']
 
-# %% ../nbs/35_shards.ipynb #35c011
+# %% ../nbs/35_shards.ipynb #35c012
 import fcntl
 import json
 import os
@@ -17,7 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -180,7 +180,7 @@ def expect_space(root, need: int):
     expect(need <= free, str(root), f'{need/1e6:,.1f} MB of free disk', f'{free/1e6:,.1f} MB',
            'free some, choose another root, or keep less: CacheCfg(grid=..., channels=...)', error=OSError)
 
-# %% ../nbs/35_shards.ipynb #35c048
+# %% ../nbs/35_shards.ipynb #35c032
 class FeatureCache:
     "Geometry from disk where it is, from VGGT where it is not. `get` only reads; `write_shard` only writes."
     def __init__(self, root,                               # folder; may be shared by processes, machines and different models
@@ -221,7 +221,8 @@ class FeatureCache:
 
     def beat(self, name: str):
         "We are still at the shard that we claimed."
-        if name in self._claims and self._claims[name].exists(): os.utime(self._claims[name])
+        with suppress(FileNotFoundError):
+            if name in self._claims: os.utime(self._claims[name])
 
     def forget(self):
         "Close all files; what is there will be looked at anew."
@@ -333,7 +334,7 @@ def scan(self: FeatureCache, names: Iterable[str] | None = None) -> Iterator:
         shard = Shard(self.path(name), self.kind)
         for i, key in enumerate(shard.keys): yield key, *shard.read(i)
 
-# %% ../nbs/35_shards.ipynb #35c021
+# %% ../nbs/35_shards.ipynb #35c036
 PATIENCE = 1800    # seconds without a heartbeat after which the holder of a claim is taken for dead, wherever it is
 
 @patch
@@ -348,14 +349,15 @@ def claim(self: FeatureCache, name: str, again: bool = False):
         self._claims[name] = at
     try: yield mine
     finally:
-        if self._claims.pop(name, None) and at.exists() and at.read_text() == me: at.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if self._claims.pop(name, None) and at.read_text() == me: at.unlink()
 
 def take(at: Path, me: str) -> bool:
     "Create the file `at`, which only one process can; that of a dead process is removed first."
     at.parent.mkdir(parents=True, exist_ok=True)
     with open(at.parent/'.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)                   # let go of when this process ends, however it ends
-        if at.exists() and not alive(at): at.unlink()
+        if at.exists() and not alive(at): at.unlink(missing_ok=True)      # its owner may let go of it at this moment
         return publish(at, lambda aside: aside.write_text(me))
 
 def alive(at: Path) -> bool:
