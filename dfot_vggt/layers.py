@@ -109,7 +109,7 @@ def modulated(x: Float[Tensor, '*b'],       # what comes out of a norm, and is o
               dim: int) -> Float[Tensor, '*b']:
     "`x*(1 + scale) + shift`; without gradients in the memory of `x`."
     scale, shift = mod.chunk(2, dim)
-    return torch.addcmul(shift, x, scale, out=None if torch.is_grad_enabled() or mod.dtype != x.dtype else x)
+    return torch.addcmul(shift, x, scale) if torch.is_grad_enabled() or mod.dtype != x.dtype else x.mul_(scale).add_(shift)
 
 def onto(x: Float[Tensor, '*b'],
          change: Float[Tensor, '*b']    # what comes out of a layer, and is of no other use
