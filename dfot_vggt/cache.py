@@ -41,7 +41,7 @@ def seen_as(run: RunCfg) -> tuple:
     "What decides about a recipe's shards: list, VGGT, layers, reduction."
     return list_name(run), run.vggt, run.eye, run.layers, run.cache
 
-# %% ../nbs/54_cache.ipynb #54c001
+# %% ../nbs/54_cache.ipynb #54c014
 def _plan(run, root):
     todo, free = belongs(run, root), disk_usage(root).free
     cost, speed = plan(todo, run.vggt, run.layers, run.cache), matmul_peak(2048, device().type)
@@ -51,7 +51,7 @@ def _plan(run, root):
 def _fill(run, root):
     todo, cache = belongs(run, root), feature_cache(run, root)
     rank, world = (int(os.environ.get(n, d)) for n, d in (('RANK', 0), ('WORLD_SIZE', 1)))
-    start, made = time.time(), fill(cache, todo, progress=rank == 0)
+    start, made = time.time(), fill(cache, todo)
     if cache.basis: print(f'{run.cache.channels} components keep {cache.basis.share.sum():.1%} of the variance')
     frames, took = sum(r['frames'] for r in made), time.time() - start
     print(f'{run.name}: {len(todo.shards)} shards are there, {len(made)} of them made by process {rank + 1} of {world}: {frames} frames'

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Listing', 'listing', 'flops', 'Plan', 'plan', 'one_thread', 'fill']
 
-# %% ../nbs/37_fill.ipynb #37c019
+# %% ../nbs/37_fill.ipynb #37c005
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def plan(todo: Listing, vggt: AggregatorCfg, layers: tuple, cfg: CacheCfg = Cach
     size = sum(bytes_of(vggt, layers, cfg, sizes) for sizes in todo.shards.values())
     return Plan(len(todo.sizes), sum(todo.sizes), len(todo.shards), size, flops(vggt, layers, todo.sizes))
 
-# %% ../nbs/37_fill.ipynb #37c012
+# %% ../nbs/37_fill.ipynb #37c027
 @contextmanager
 def one_thread():
     "CPU arithmetic in one thread, so that its last bits do not depend on the machine."
@@ -88,7 +89,7 @@ def one_thread():
 
 def fill(cache: FeatureCache,            # what is filled
          todo: Listing,                  # with what
-         progress: bool = True           # a bar with frames/s, bytes and the time that remains: of all processes together
+         progress: bool = True           # a bar with frames/s, bytes and the time that remains, of all processes; the first one shows it
         ) -> list[dict]:                 # a record per shard that this process has made
     "Look at every window of a list that is not in the cache yet. Any number of processes may do this; each returns when all is there."
     frames = {shard: sum(sizes) for shard, sizes in todo.shards.items()}
@@ -96,7 +97,7 @@ def fill(cache: FeatureCache,            # what is filled
     there, made = cache.names() & frames.keys(), []
     expect_space(cache.root, sum(weigh.values()) - sum(weigh[shard] for shard in there))
     bar = tqdm(total=sum(frames.values()), initial=sum(frames[s] for s in there), unit=' frames', desc='VGGT', mininterval=1,
-               disable=not progress or len(there) == len(frames))
+               disable=not progress or os.environ.get('RANK', '0') != '0' or len(there) == len(frames))
     with one_thread(), bar:
         while len(there) < len(frames):
             for shard in frames:
