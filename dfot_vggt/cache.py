@@ -73,7 +73,7 @@ def _prune(run, root):
     files, size = prune(Path(root)/'features', used(run, root))
     print(f'{root}/features: {files} files removed, {size/1e6:,.1f} MB')
 
-# %% ../nbs/54_cache.ipynb #54c004
+# %% ../nbs/54_cache.ipynb #54c001
 @call_parse
 def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that a run saved
                root: str = 'runs',      # where worlds and features are kept
@@ -85,6 +85,7 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that 
                repair: bool = False,    # make damaged shards again
                prune: bool = False):    # remove shards that no recipe uses
     """Fill the cache with what VGGT says of a recipe's windows. Start it as often as there are cores or machines, and again after a crash.
+    A training reads what its recipe says: grid, channels and dtype are options here so that choices can be priced and compared.
     Examples: `dfot_cache tiny_control`, `dfot_cache my.yaml --grid 16 --channels 256 --plan`,
     `torchrun --nproc_per_node 2 -m dfot_vggt.cache tiny_control`"""
     run, chosen = recipe_of(recipe), dict(grid=grid, channels=channels, dtype=dtype)

@@ -204,6 +204,10 @@ def test_damage_is_found_and_repaired(world, root):
     finish(command(root, '--repair'))
     assert shards(root) == shards(world) and '0 of them damaged' in finish(command(root, '--verify'))
 
+def test_a_wrong_name(tmp_path):
+    out = finish(launch(tmp_path, '-m', 'dfot_vggt.cache', 'tiny_contrl'), 1)
+    assert 'tiny_control' in out and 'Traceback' not in out and not list(tmp_path.iterdir()), out
+
 def test_a_plan_computes_nothing(root):
     out = finish(command(root, '--plan', '--grid', '4', '--channels', '16'))
     assert '96 windows' in out and '6 shards' in out and 'FLOP' in out and not (root/'features').exists(), out
