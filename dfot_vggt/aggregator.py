@@ -46,7 +46,7 @@ class AggregatorCfg(Cfg):
     @property
     def special(self) -> int: return 1 + self.registers         # camera + registers stand before the patches
 
-# %% ../nbs/30_aggregator.ipynb #30c008
+# %% ../nbs/30_aggregator.ipynb #30c014
 def rope_positions(h: int, w: int, special: int) -> Tensor:
     "(row, column) of every token of a frame, `special+h*w 2`: special tokens at (0, 0), patches from (1, 1)."
     patches = torch.cartesian_prod(torch.arange(1, h + 1), torch.arange(1, w + 1))
@@ -57,7 +57,7 @@ def rope_table(pos: Tensor,             # `n 2`: row and column of each token
                base: float = 100.,
                dtype=torch.float32):
     "Cosine and sine of every token's rotation, each `n width`: row half, column half. Angles are float32."
-    f = 1/base**(torch.arange(0, width//2, 2, device=pos.device).float()/(width//2))     # RoPE eq. 15, for one half; 1/x rounds as the reference
+    f = 1/base**(torch.arange(0, width//2, 2, device=pos.device).float()/(width//2))     # RoPE eq. 15, for one half
     angle = pos.float()[:, :, None]*f
     angle = torch.cat([angle, angle], -1).flatten(1).to(torch.promote_types(dtype, torch.float32))
     return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -67,7 +67,7 @@ def rotate(x: Float[Tensor, 'b k n d'], cos: Tensor, sin: Tensor) -> Float[Tenso
     r1, r2, c1, c2 = x.chunk(4, -1)
     return x*cos + torch.cat([-r2, r1, -c2, c1], -1)*sin
 
-# %% ../nbs/30_aggregator.ipynb #30c004
+# %% ../nbs/30_aggregator.ipynb #30c025
 class Attention(nn.Module):
     "Multi-head self-attention; optionally LayerNorm over each head of q and k."
     def __init__(self, dim: int, heads: int, qk_norm: bool = False):
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         q, k, v = rearrange(self.qkv(x), 'b n (qkv k d) -> qkv b k n d', qkv=3, k=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None: q, k = rotate(q, *rope), rotate(k, *rope)
-        kind = torch.promote_types(v.dtype, torch.float32) if v.device.type == 'cpu' else v.dtype     # bfloat16 is slower there, see below
+        kind = torch.promote_types(v.dtype, torch.float32) if v.device.type == 'cpu' else v.dtype     # bfloat16 is slower there: below
         with torch.autocast('cpu', enabled=False): y = F.scaled_dot_product_attention(q.to(kind), k.to(kind), v.to(kind)).type_as(v)
         return self.proj(rearrange(y, 'b k n d -> b n (k d)'))
 
