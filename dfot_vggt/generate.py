@@ -6,7 +6,7 @@
 __all__ = ['growing_mp4', 'write_past', 'read_past', 'settings', 'generate', 'load_model', 'read_images', 'read_start',
            'dfot_rollout']
 
-# %% ../nbs/53_generate.ipynb #53c004
+# %% ../nbs/53_generate.ipynb #53c016
 import inspect
 import json
 import re
@@ -32,6 +32,7 @@ from .re10k import cover_crop, crop_cams, read_poses
 from .recipes import RunCfg
 from .released import load_dfot
 from .rollout import Past, imagine, plan_rollout, stream
+from .speed import keep_memory
 from .uvit import UViT3DPose, UViTCfg
 
 # %% ../nbs/53_generate.ipynb #53c009
@@ -178,7 +179,7 @@ def read_start(size: int,          # of the model
            'lower frames or skip')
     return torch.from_numpy(first)[None]/255, cameras[None, :n].clone(), name
 
-# %% ../nbs/53_generate.ipynb #53c034
+# %% ../nbs/53_generate.ipynb #53c017
 @call_parse
 def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a released checkpoint (file or Hub repository)
                  out: str = 'runs/rollout',    # folder of the video; the same command goes on where it was stopped
@@ -201,6 +202,7 @@ def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a 
     """Roll out a long video from one image along given cameras; it can be played while it grows, stopped and gone on with.
     Examples: `dfot_rollout --clip data/re10k/test/5c3af581028068a3 --model kiwhansong/DFoT --density .08 --out runs/walk`;
     `dfot_rollout --image room.png --cams walk.txt --frames 200 --guidance 'stabilized_vanilla(4, .02)' --between 'vanilla(1.5)'`."""
+    keep_memory()
     try:
         net, diffusion = load_model(model, window)
         first, path, name = read_start(net.cfg.size, image, cams, clip, given, frames, skip)
