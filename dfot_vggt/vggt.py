@@ -86,7 +86,7 @@ class VGGTCfg(AggregatorCfg):
     def tiny(cls): return cls(img_size=112, dim=128, depth=5, heads=4, dino_depth=2, dino_heads=4, camera_depth=1, camera_heads=4,
                               dpt=DPTCfg(32, (16, 32, 40, 40), (1, 2, 3, 4)), track=TrackCfg(3, 2, 32, 48, 3, 4, 8))
 
-# %% ../nbs/30_vggt.ipynb #30c031
+# %% ../nbs/30_vggt.ipynb #30c005
 @dataclass(frozen=True, eq=False)
 class Prediction:
     "What VGGT says of some frames; `None` where it has no such part. Never below float32."
@@ -100,6 +100,7 @@ class Prediction:
     visible: Float[Tensor, 'b s p'] | None = None          # probability that the point is seen there
     tracks_conf: Float[Tensor, 'b s p'] | None = None      # probability that the track is right
     dense: Int[Tensor, 'b k'] | None = None                # the frames of depth and points; None: all
+    tokens: dict | None = None                             # {layer: `b s n 2d`} of the layers that were asked for; as computed
 
     def unproject(self) -> Float[Tensor, 'b k h w 3']:
         "World points from depth and cameras, float64."
@@ -108,7 +109,7 @@ class Prediction:
         cams = self.cams if self.dense is None else self.cams.gather(1, self.dense[..., None].expand(-1, -1, 16))
         return unproject(self.depth.double(), cams.double())
 
-# %% ../nbs/30_vggt.ipynb #30c038
+# %% ../nbs/30_vggt.ipynb #30c019
 class VGGT(nn.Module):
     "VGGT with the released checkpoint's names; of the heads, those that are asked for. One that is absent is None."
     def __init__(self, cfg: VGGTCfg, parts: Sequence[str] = PARTS):
@@ -135,16 +136,17 @@ class VGGT(nn.Module):
     def forward(self,
                 images: Float[Tensor, 'b s c h w'],               # RGB in [0,1]; the first frame is the reference
                 query: Float[Tensor, 'b p 2'] | None = None,      # points to follow: x, y in pixels of the first frame
-                dense: Int[Tensor, 'b k'] | None = None           # frames of each clip for which depth and points are wanted; None: all
+                dense: Int[Tensor, 'b k'] | None = None,          # frames of each clip for which depth and points are wanted; None: all
+                layers: tuple = ()                                # pairs of blocks whose tokens are wanted beside the answers
                 ) -> Prediction:
         "Everything that the parts have to say; tracks if there is a query."
         expect(query is None or self.track_head is not None, 'VGGT', "a query for a model with 'track_head'", f'parts {self.parts}',
                'load that part too')
         cfg, image, answers = self.cfg, images.shape[-2:], {}
         deep = self.depth_head is not None or self.point_head is not None or query is not None
-        layers = tuple(sorted({*cfg.dpt.layers*deep, *(cfg.depth - 1,)*(self.camera_head is not None)}))
-        expect(layers, 'VGGT', 'something to say', f'parts {self.parts} and no query', 'ask for `tokens`, or load more parts')
-        tokens = self.tokens(images, layers)
+        read = tuple(sorted({*layers, *cfg.dpt.layers*deep, *(cfg.depth - 1,)*(self.camera_head is not None)}))
+        expect(read, 'VGGT', 'something to say', f'parts {self.parts} and no query', 'ask for `tokens`, or load more parts')
+        tokens = self.tokens(images, read)
         patches = [tokens[i][:, :, cfg.special:] for i in cfg.dpt.layers] if deep else []
         some = patches if dense is None else [x[torch.arange(len(x), device=x.device)[:, None], dense] for x in patches]
         kind = images.device.type
@@ -157,7 +159,7 @@ class VGGT(nn.Module):
         answers = {k: [*map(_single, v)] if isinstance(v, list) else _single(v) for k, v in answers.items()}
         if 'depth' in answers: answers['depth'] = answers['depth'][..., 0]
         if 'encodings' in answers: answers['cams'] = decode_pose(answers['encodings'][-1])
-        return Prediction(**answers, dense=dense)
+        return Prediction(**answers, dense=dense, tokens={i: tokens[i] for i in layers} if layers else None)
 
 def _single(x: Tensor) -> Tensor: return x.to(torch.promote_types(x.dtype, torch.float32))
 
