@@ -112,9 +112,9 @@ def gradient_loss(pred: Float[Tensor, 'b s h w c'], true: Float[Tensor, 'b s h w
         total = total + (dx.clamp(max=100).sum() + dy.clamp(max=100).sum())/(m.sum()*p.shape[-1]).clamp(min=1)
     return total/scales
 
-# %% ../nbs/43_supervise.ipynb #43c029
+# %% ../nbs/43_supervise.ipynb #43c067
 def same_place(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h w'], grid: int):
-    "What the middle of each patch shows: its patch `b s p` in frame 0, how far that is `b s p 2` (image widths; x, y), and whether frame 0 sees it `b s p`."
+    "For the middle of each patch: its patch `b s p` in frame 0, how far that is `b s p 2` (images; x, y), whether frame 0 sees it `b s p`."
     h = depth.shape[-1]
     middle = (torch.arange(grid, device=depth.device)*h + h//2)//grid
     points = unproject(depth[:, :, middle][..., middle], cams).flatten(2, 3)                      # b s p 3
@@ -126,35 +126,37 @@ def same_place(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h w'], g
     at = (torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).flip(-1).to(uv) + .5)/grid
     return patch, uv - at, seen
 
-# %% ../nbs/43_supervise.ipynb #43c031
+# %% ../nbs/43_supervise.ipynb #43c069
 def look_loss(vggt: VGGT,
               layer: int,                                 # which global block; its head 0 is told
               before: Float[Tensor, 'b s n d'], after: Float[Tensor, 'b s n d'],     # tokens that enter and leave it
               patch: Int[Tensor, 'b s p'], move: Float[Tensor, 'b s p 2'], seen: Bool[Tensor, 'b s p']):     # from `same_place`
-    "`(where, how far)` for patches of frames 1..: cross-entropy of the attention over all tokens; L1 of the first two numbers, in quarter images."
+    "`(where, how far)`, patches of frames 1..: cross-entropy of the attention over all tokens; L1 of the first two numbers (x4)."
     cfg, block = vggt.cfg, vggt.aggregator.global_blocks[layer]
     later = seen & (torch.arange(seen.shape[1], device=seen.device) > 0)[:, None]
     if not later.any(): return 0*before.sum(), 0*after.sum()
     attn, width = block.attn, cfg.dim//cfg.heads
     q, k, _ = (x[..., :width] for x in attn.qkv(block.norm1(before)).chunk(3, -1))
-    table = [t.repeat(before.shape[1], 1) for t in rope_table(rope_positions(cfg.grid, cfg.grid, cfg.special).to(q.device), width, cfg.rope)]
+    at = rope_positions(cfg.grid, cfg.grid, cfg.special).to(q.device)
+    table = [t.repeat(before.shape[1], 1) for t in rope_table(at, width, cfg.rope)]
     q, k = (rotate(norm(x).float().flatten(1, 2)[:, None], *table)[:, 0] for x, norm in ((q, attn.q_norm), (k, attn.k_norm)))
     asks = q.unflatten(1, before.shape[1:3])[:, :, cfg.special:].flatten(1, 2)
     scores = (asks @ k.mT/width**.5)[later.flatten(1)]
     far = after[:, :, cfg.special:, :2].float() - 4*move
     return F.cross_entropy(scores, cfg.special + patch[later]), far.abs()[later].mean()
 
-# %% ../nbs/43_supervise.ipynb #43c032
+# %% ../nbs/43_supervise.ipynb #43c072
 LOOK = (1, 2)      # global blocks of which a head is told where to look
 
 def geometry_loss(dense: int = 1,                   # frames of each clip for which the dense heads answer
                   look: float = .3) -> Callable:    # weight of the attention's cross-entropy
-    "`loss_fn(vggt, (views, step))` for `train`: cameras, depth with edges, points (VGGT section 3.4; weights of the released code), where to look."
+    "`loss_fn(vggt, (views, step))` for `train`: cameras, depth with edges, points (VGGT section 3.4, the released weights), where to look."
     def loss_fn(vggt, item):
         shown, step = item
         b, s = shown.video.shape[:2]
         cams, depth, points = in_own_scale(shown.cams, shown.depth)
-        chosen = torch.stack([torch.randperm(s, generator=rng('dense', step, k, *i.tolist()))[:dense] for k, i in zip(shown.keys, shown.index)])
+        dice = [rng('dense', step, k, *i.tolist()) for k, i in zip(shown.keys, shown.index)]
+        chosen = torch.stack([torch.randperm(s, generator=g)[:dense] for g in dice])
         rows, chosen = torch.arange(b, device=depth.device)[:, None], chosen.to(depth.device)
         out = vggt(vggt.fit(shown.video), dense=chosen, layers=LOOK)
         place = same_place(cams, depth, vggt.cfg.grid)
