@@ -6,13 +6,13 @@
 __all__ = ['TOKENS', 'MEAN', 'STD', 'AggregatorCfg', 'rope_positions', 'rope_table', 'rotate', 'Attention', 'LayerScale', 'MLP',
            'Block', 'PatchEmbed', 'Dino', 'random_weights', 'check_images', 'Aggregator']
 
-# %% ../nbs/30_aggregator.ipynb #30c082
+# %% ../nbs/30_aggregator.ipynb #30c004
 import zlib
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 

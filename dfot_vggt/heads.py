@@ -38,15 +38,13 @@ def decode_pose(code: Float[Tensor, '*b 9']) -> Float[Tensor, '*b 16']:
     intr = torch.cat([f.flip(-1), torch.full_like(f, .5)], -1)
     return Cams.make(intr, roma.unitquat_to_rotmat(F.normalize(q, dim=-1)), t).data
 
-# %% ../nbs/30_heads.ipynb #30c011
+# %% ../nbs/30_heads.ipynb #30c012
 class CameraHead(nn.Module):
     "Camera tokens of all frames -> pose encodings, refined four times (VGGT section 3.3; adaLN as in DiT)."
     def __init__(self, dim: int,            # width of a token: twice the aggregator's
                  depth: int = 4,            # blocks
-                 heads: int = 16,           # attention heads
-                 steps: int = 4):           # refinements
+                 heads: int = 16):          # attention heads
         super().__init__()
-        self.steps = steps
         self.trunk = nn.Sequential(*(Block(dim, heads, 4, qk_norm=False, scale=.01, eps=1e-5) for _ in range(depth)))
         self.token_norm, self.trunk_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, 9))
@@ -56,7 +54,7 @@ class CameraHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, 'b s d']) -> list:    # of `b s 9`, one per refinement; the last is the answer
         x, pose, out = self.token_norm(tokens), None, []
-        for _ in range(self.steps):
+        for _ in range(4):
             pose = None if pose is None else pose.detach()            # each refinement learns from its own step only
             seen = self.empty_pose_tokens.expand(*x.shape[:2], -1) if pose is None else pose
             shift, scale, gate = self.poseLN_modulation(self.embed_pose(seen)).chunk(3, -1)
