@@ -145,7 +145,7 @@ def look_loss(vggt: VGGT,
     far = after[:, :, cfg.special:, :2].float() - 4*move
     return F.cross_entropy(scores, cfg.special + patch[later]), far.abs()[later].mean()
 
-# %% ../nbs/43_supervise.ipynb #43c072
+# %% ../nbs/43_supervise.ipynb #43c001
 LOOK = (1, 2)      # global blocks of which a head is told where to look
 
 def geometry_loss(dense: int = 1,                   # frames of each clip for which the dense heads answer
@@ -176,7 +176,7 @@ def new_vggt(cfg: VGGTCfg = VGGTCfg.tiny(), seed: int = 0) -> VGGT:
     vggt = VGGT(cfg, ('camera_head', 'depth_head', 'point_head'))
     trunk, last = vggt.aggregator, vggt.camera_head.pose_branch.fc2
     last.weight.zero_()
-    last.bias.copy_(torch.tensor([0., 0, 0, 0, 0, 0, 1, 1, 1])/vggt.camera_head.steps)
+    last.bias.copy_(torch.tensor([0., 0, 0, 0, 0, 0, 1, 1, 1])/4)     # four refinements add up
     for block in (*trunk.frame_blocks, *trunk.global_blocks): block.ls1.gamma.fill_(.3); block.ls2.gamma.fill_(.3)
     trunk.patch_embed.pos_embed[0, 1:] = view_embedding(cfg.grid, cfg.grid, 1., cfg.dim).flatten(1).T
     return vggt
