@@ -135,6 +135,7 @@ class ResBlock(nn.Module):
                 mod: Float[Tensor, 'f c2 h w']              # 1 + scale, shift: see `modulation`
                 ) -> Float[Tensor, 'f c h w']:
         (norm, _, conv), (_, out) = self.in_layers, self.out_rest
+        if torch.is_grad_enabled() and norm.weight.requires_grad and not x.requires_grad: x = x.detach().requires_grad_()     # see below
         h = self.out_norm(conv(F.silu(norm(x), inplace=not torch.is_grad_enabled())))
         return onto(x, out(F.silu(modulated(h, mod, 1), inplace=not torch.is_grad_enabled())))
 
