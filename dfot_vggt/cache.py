@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['belongs', 'used', 'seen_as', 'dfot_cache']
 
-# %% ../nbs/54_cache.ipynb #54c029
+# %% ../nbs/54_cache.ipynb #54c001
 import os
 import time
 from pathlib import Path
@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from .bench import matmul_peak
 from .core import build, device, expect
 from .fill import Listing, fill, one_thread, plan
-from .recipes import RECIPES, FiniteWindows, RunCfg, feature_cache, list_name, recipe_of
+from .recipes import RECIPES, EyeCfg, FiniteWindows, RunCfg, feature_cache, list_name, recipe_of
 from .shards import prune
 
-# %% ../nbs/54_cache.ipynb #54c028
-def belongs(run: RunCfg, root='runs') -> Listing:
+# %% ../nbs/54_cache.ipynb #54c021
+def belongs(run: RunCfg | EyeCfg, root='runs') -> Listing:
     "What belongs into a recipe's cache; no weights are needed to know it."
     expect(getattr(run, 'layers', ()) and run.finite, f'recipe {run.name}', 'layers of VGGT that are read on a finite list of windows',
            'none', 'nothing can be kept for it: give it vggt=..., layers=... and finite=...')
@@ -73,7 +73,7 @@ def _prune(run, root):
     files, size = prune(Path(root)/'features', used(run, root))
     print(f'{root}/features: {files} files removed, {size/1e6:,.1f} MB')
 
-# %% ../nbs/54_cache.ipynb #54c001
+# %% ../nbs/54_cache.ipynb #54c008
 @call_parse
 def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that a run saved
                root: str = 'runs',      # where worlds and features are kept
@@ -92,7 +92,7 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that 
     asked = [do for do, wanted in ((_plan, plan), (_verify, verify), (_repair, repair), (_prune, prune)) if wanted] or [_fill]
     expect(len(asked) == 1, 'dfot_cache', 'one of --plan, --verify, --repair, --prune', len(asked), 'call it twice', error=SystemExit)
     try:
-        run = run.replace(cache=run.cache.replace(**{k: v for k, v in chosen.items() if v not in (-1, '')}))
+        if isinstance(run, RunCfg): run = run.replace(cache=run.cache.replace(**{k: v for k, v in chosen.items() if v not in (-1, '')}))
         if torch.accelerator.is_available():                     # under torchrun one process per accelerator
             torch.accelerator.set_device_index(int(os.environ.get('LOCAL_RANK', 0)) % torch.accelerator.device_count())
         asked[0](run, root)

@@ -244,7 +244,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c036
+# %% ../nbs/51_recipes.ipynb #51c009
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -265,7 +265,7 @@ def tiny_discrete() -> RunCfg:
     return run.replace(name='tiny_discrete', model=told, diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
 
 def tiny_vggt() -> EyeCfg:
-    "The shipped VGGT: trained in the rooms of `tiny_base`, with true depth and cameras."
+    "A small VGGT, trained in the rooms of `tiny_base` with true depth and cameras. The shipped one was made in pieces: see `supervise`."
     return EyeCfg('tiny_vggt', WorldCfg(skip=(1, 4)), train=TrainCfg(steps=4500, lr=7e-4, warmup=100, precision='bf16', save_every=100))
 
 def re10k() -> RunCfg:
