@@ -7,10 +7,10 @@ __all__ = ['SCHEDULES', 'OBJECTIVES', 'WEIGHTS', 'cosine_logsnr', 'interpolated_
            'Objective', 'fused_logsnr', 'DiffusionCfg', 'DiscreteCfg', 'Diffusion', 'ContinuousDiffusion',
            'DiscreteDiffusion', 'make_diffusion', 'Step']
 
-# %% ../nbs/22_diffusion.ipynb #22c078
+# %% ../nbs/22_diffusion.ipynb #22c032
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -246,7 +246,7 @@ def loss(self: Diffusion,
     m = self.loss_map(out, x0, noise, at).flatten(2).mean(2)
     return (m if mask is None else m*mask).mean(1)
 
-# %% ../nbs/22_diffusion.ipynb #22c126
+# %% ../nbs/22_diffusion.ipynb #22c076
 @dataclass
 class Step:
     "What happened in a training step."
@@ -257,22 +257,25 @@ class Step:
     levels: Tensor   # b t, what the network was told
     out: Tensor      # b t c h w, what it answered
     loss: Tensor     # b
+    taps: dict = field(default_factory=dict)     # {name: '(b t) c h w'}, the activations that were asked for
 
 @patch
 def training_step(self: Diffusion,
-                  model,                           # called as model(x, levels, cond, control=...)
+                  model,                           # called as model(x, levels, cond, control=...); taps=... only where asked for
                   x0: Float[Tensor, 'b t c h w'],  # normalised clean frames
                   cond,                            # pose condition, handed on
                   t: Float[Tensor, 'b t'],         # times in [0, 1], e.g. from tasks.train_levels
                   noise: Float[Tensor, 'b t c h w'],       # standard normal
                   mask: Num[Tensor, 'b t'] | None = None,  # 1: the frame is learnt
-                  control=None                     # control of the model, or fn(x, levels) -> control
+                  control=None,                    # control of the model, or fn(x, levels) -> control
+                  taps: tuple = ()                 # names of activations to keep, e.g. ('down.0',)
                  ) -> Step:
     "Noise, ask, compare."
     at = self.at(t)
     x, levels = self.q_sample(x0, at, noise), self.net_level(at)
-    out = model(x, levels, cond, control=control(x, levels) if callable(control) else control)
-    return Step(x0, x, at, noise, levels, out, self.loss(out, x0, noise, at, mask))
+    out = model(x, levels, cond, control=control(x, levels) if callable(control) else control, **(dict(taps=taps) if taps else {}))
+    out, kept = out if taps else (out, {})
+    return Step(x0, x, at, noise, levels, out, self.loss(out, x0, noise, at, mask), kept)
 
 # %% ../nbs/22_diffusion.ipynb #22c130
 @patch
