@@ -53,19 +53,20 @@ def growing_mp4(path, h: int, w: int,   # pixels, both even
         yield write
         box.mux(track.encode())
 
-# %% ../nbs/53_generate.ipynb #53c014
-def write_past(path, past: Past):
+# %% ../nbs/53_generate.ipynb #53c018
+def write_past(path, past: Past,
+               memory: dict):    # {name: tensor} of the geometry; {}: it remembers nothing
     "A rollout's place, exact."
-    with write_aside(path) as tmp:
-        save_file({'runs': torch.tensor(past.runs), 'shown': torch.tensor(past.shown),
-                   **{f'frame.{i}': f.detach().cpu().contiguous() for i, f in past.known.items()}}, tmp)
+    parts = dict(frame=past.known, memory=memory)
+    flat = {f'{part}.{n}': x.detach().cpu().contiguous() for part, named in parts.items() for n, x in named.items()}
+    with write_aside(path) as tmp: save_file({'runs': torch.tensor(past.runs), 'shown': torch.tensor(past.shown), **flat}, tmp)
 
-def read_past(path, to: torch.device = torch.device('cpu')) -> Past:
+def read_past(path, to: torch.device = torch.device('cpu')) -> tuple[Past, dict]:
     "What `write_past` wrote, on a device."
     state = read_tensors(path)
     expect({'runs', 'shown'} <= state.keys(), str(path), 'the place of a rollout', ', '.join(state)[:60], 'start in another folder')
-    known = {int(n.removeprefix('frame.')): f.to(to, copy=True) for n, f in state.items() if n.startswith('frame.')}
-    return Past(int(state['runs']), int(state['shown']), known)
+    def part(name): return {n.removeprefix(f'{name}.'): x.to(to, copy=True) for n, x in state.items() if n.startswith(f'{name}.')}
+    return Past(int(state['runs']), int(state['shown']), {int(i): f for i, f in part('frame').items()}), part('memory')
 
 # %% ../nbs/53_generate.ipynb #53c043
 def settings(model, diffusion: Diffusion, frames, cams, keys, about: dict, kw: dict) -> dict:
@@ -92,7 +93,7 @@ def _same_settings(folder: Path, now: dict):
     expect(not other, str(folder), ', '.join(f'{n} = {then.get(n)}' for n in other), ', '.join(f'{n} = {now.get(n)}' for n in other),
            'that is what this video was begun with: go on with it, or generate into another folder')
 
-# %% ../nbs/53_generate.ipynb #53c044
+# %% ../nbs/53_generate.ipynb #53c030
 def generate(model, diffusion: Diffusion,
              frames: Float[Tensor, 'b s c h w'],   # given frames, RGB in [0, 1]
              cams: Float[Tensor, 'b n 16'],        # of the whole walk
@@ -110,7 +111,9 @@ def generate(model, diffusion: Diffusion,
     _same_settings(folder, settings(model, diffusion, frames, cams, keys, about or {}, kw))
     for left in folder.rglob('.*.tmp*'): left.unlink(missing_ok=True)                       # of a process that was killed while it wrote
     place, chunks = folder/'past.safetensors', folder/'frames'
-    past = read_past(place, cams.device) if place.exists() else None
+    past, memory = read_past(place, cams.device) if place.exists() else (None, {})
+    remembers = hasattr(kw.get('geometry'), 'state_dict')
+    if remembers: kw['geometry'].load_state_dict(memory)
     videos, shown = [folder/f'{k}.mp4' for k in keys], 0
     with ExitStack() as stack:
         films = [stack.enter_context(growing_mp4(v, *frames.shape[3:], fps, crf)) for v in videos]
@@ -128,7 +131,7 @@ def generate(model, diffusion: Diffusion,
                 chunk = new.mul(255).round().byte().cpu().numpy()
                 with write_aside(chunks/f'{past.shown - new.shape[1]:06d}.npy') as tmp: np.save(tmp, chunk)
                 show(chunk)
-            write_past(place, past)
+            write_past(place, past, kw['geometry'].state_dict() if remembers else {})
     return videos
 
 # %% ../nbs/53_generate.ipynb #53c046

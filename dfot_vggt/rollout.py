@@ -23,7 +23,7 @@ from .sampling import frame_noise, sample_window, shown_cams
 from .show import Fig, fig
 from .tasks import ASKED, EARLIER, GIVEN, frame_mask
 
-# %% ../nbs/26_rollout.ipynb #26c024
+# %% ../nbs/26_rollout.ipynb #26c032
 @torch.no_grad()
 def imagine(model,                                  # `UViT3DPose` in eval mode
             diffusion: Diffusion,                   # see `make_diffusion`
@@ -34,7 +34,7 @@ def imagine(model,                                  # `UViT3DPose` in eval mode
             index: Sequence | None = None,          # numbers of the frames in their clip, or a list of them per clip; None: 0, 1, ...
             steps: int = 25,                        # denoising steps
             guidance: HistoryGuidance = HistoryGuidance.conditional(),
-            geometry: Callable | None = None,       # fn(video, cams, mask) -> control, asked frames black; called once
+            geometry: Callable | None = None,       # fn(video, cams, mask, index) -> control, asked frames black; called once
             seed: int = 0,                          # of the noise
             lag: int = 0,                           # see `scheduling_matrix`
             on_step: Callable | None = None         # see `sample_window`
@@ -48,10 +48,12 @@ def imagine(model,                                  # `UViT3DPose` in eval mode
     sources = [frame_noise((seed, r[0]), [k], r, video.shape[2:]) for k, r in zip(keys, rows)]
     video = torch.where(known, video, 0.)
     def noise(name): return torch.cat([s(name) for s in sources])
-    control = geometry and geometry(video, cams, mask)
+    control = geometry and geometry(video, cams, mask, rows)
     x = sample_window(model, diffusion, model.normalise(video), mask, shown_cams(model, cams), noise, steps, guidance, lag, control=control,
                       on_step=on_step)
-    return torch.where(known, video, model.denormalise(x).clamp(0, 1))
+    whole = torch.where(known, video, model.denormalise(x).clamp(0, 1))
+    if hasattr(geometry, 'remember'): geometry.remember(whole, cams, mask, rows)
+    return whole
 
 # %% ../nbs/26_rollout.ipynb #26c000
 def step(model, diffusion: Diffusion,

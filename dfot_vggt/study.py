@@ -69,10 +69,10 @@ def closed_walks(folder,              # a world in RealEstate10K's layout
         return clips.read(Window(key, tuple(i % length for i in range(0, length + 1, skip))))
     return Batch.cat([walk(k) for k in clips.keys[:n]])
 
-# %% ../nbs/52_study.ipynb #52c017
+# %% ../nbs/52_study.ipynb #52c005
 def with_geometry(net: ControlNet, features, scene=lambda x: x):
     "What `rollout` takes as `geometry`: features of the frames known so far, through the injector; `scene` may swap clips."
-    def geometry(video, cams, mask):
+    def geometry(video, cams, mask, index):
         return net.window(cams, None, features(scene(video), scene(cams), mask > 0))
     return geometry
 
