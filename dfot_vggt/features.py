@@ -6,10 +6,10 @@
 __all__ = ['EMPTY', 'known_frames', 'slots', 'Geometry', 'digest', 'fingerprint', 'source', 'look', 'aligned', 'features',
            'assemble', 'place', 'area_mean', 'regrid']
 
-# %% ../nbs/31_features.ipynb #31c062
+# %% ../nbs/31_features.ipynb #31c008
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .aggregator import AggregatorCfg
+from .camera import normalise_by_first
 from .core import expect
 from .vggt import VGGT
 
@@ -36,7 +37,7 @@ def slots(known: Bool[Tensor, 'b t']) -> Int[Tensor, 'b s']:
     place = known.int().argsort(dim=1, descending=True, stable=True)[:, :s]
     return torch.where(known.gather(1, place), place, EMPTY)
 
-# %% ../nbs/31_features.ipynb #31c064
+# %% ../nbs/31_features.ipynb #31c016
 @dataclass(frozen=True, eq=False)
 class Geometry:
     "What VGGT says about the known frames of a batch of windows."
@@ -45,23 +46,36 @@ class Geometry:
     cams: Float[Tensor, 'b s 16']         # cameras of the known frames, as they were given
     index: Int[Tensor, 'b s']             # place in the window; -1: known but outside it; -2: empty slot
     source: str                           # hash of VGGT's weights, config and the layers
-    depth: Float[Tensor, 'b s h2 w2'] | None = None   # along z, at the size VGGT saw, in a unit of VGGT's own; None: not asked for
+    depth: Float[Tensor, 'b s h2 w2'] | None = None      # along z, at the size VGGT saw, in a unit of VGGT's own
+    poses: Float[Tensor, 'b s 16'] | None = None         # VGGT's opinion about the cameras, same unit; the first frame seen is the world
+    images: Float[Tensor, 'b s 3 h2 w2'] | None = None   # what VGGT saw, RGB in [0,1]
 
     def __post_init__(self):
-        b_s = tuple(self.index.shape)
-        for name in ('latents', 'camera', 'cams', *['depth']*(self.depth is not None)):
-            got = tuple(getattr(self, name).shape)
+        shapes = {n: tuple(x.shape) for n, x in self.tensors().items()}
+        for name, got in shapes.items():
+            b_s = shapes['index']
             expect(got[:2] == b_s, f'Geometry.{name}', f'b s = {b_s} as in index', got, 'give one row per slot')
+        lifted = [n for n in ('depth', 'poses', 'images') if n in shapes]
+        expect(len(lifted) in (0, 3), 'Geometry', 'depth, poses and images, or none of them', f'only {", ".join(lifted)}',
+               'make it with features(..., depth=True)')
+
+    def tensors(self) -> dict[str, Tensor]:
+        "All that is there, by name; every tensor begins with the axes b s."
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {n: x for n, x in named.items() if isinstance(x, Tensor)}
 
     @property
     def present(self) -> Bool[Tensor, 'b s']:
         "Slots that hold a frame."
         return self.index != EMPTY
 
+    def within(self, t: int) -> 'Geometry':
+        "The same for a window of the first `t` places: frames behind it are known, but outside (-1)."
+        return replace(self, index=self.index.masked_fill(self.index >= t, -1))
+
     def each(self, f: Callable) -> 'Geometry':
-        "Apply `f` to every tensor; all begin with the axes b s."
-        return Geometry(f(self.latents), f(self.camera), f(self.cams), f(self.index), self.source,
-                        None if self.depth is None else f(self.depth))
+        "Apply `f` to every tensor."
+        return replace(self, **{n: f(x) for n, x in self.tensors().items()})
 
     def to(self, device) -> 'Geometry': return self.each(lambda x: x.to(device, non_blocking=True))
     def repeat(self, n: int) -> 'Geometry': return self.each(lambda x: x.repeat_interleave(n, 0))    # row b*n + branch, as PoseCond does
@@ -92,19 +106,20 @@ def source(vggt: VGGT, layers: tuple) -> str:
     "The name of a kind of features."
     return digest(fingerprint(vggt), tuple(layers))[:16]
 
-# %% ../nbs/31_features.ipynb #31c069
+# %% ../nbs/31_features.ipynb #31c027
 @torch.no_grad()
 def look(vggt: VGGT, frames: Float[Tensor, 'b s c h w'], layers: tuple, depth: bool = False) -> tuple:
-    "`(latents b s d h w, camera b s d, depth b s h2 w2 or None)` of frames that VGGT may see together; layers side by side on d."
-    expect(not depth or getattr(vggt, 'depth_head', None) is not None, 'depth', 'a VGGT with a depth head', 'one without it',
-           "build it with parts=('depth_head',)")
-    special, heads = vggt.cfg.special, vggt.cfg.dpt.layers if depth else ()
+    "`(latents b s d h w, camera b s d)` of frames that VGGT may see together, with `depth` also `(depth, poses, images)`; as `Geometry`."
+    lacks = [n for n in ('camera_head', 'depth_head') if depth and getattr(vggt, n, None) is None]
+    expect(not lacks, 'depth', 'a VGGT with a camera head and a depth head', f'one without {" and ".join(lacks)}',
+           "build it with parts=('camera_head', 'depth_head')")
     with torch.autocast(frames.device.type, enabled=False):
         images = vggt.fit(frames.float())
-        tokens = vggt.tokens(images, tuple(dict.fromkeys((*layers, *heads))))            # one pass for both
-        z = vggt.depth_head([tokens[i][:, :, special:] for i in heads], tuple(images.shape[-2:]))[0][..., 0].float() if depth else None
+        said = vggt(images, layers=layers) if depth else None                            # one pass for tokens and heads
+        tokens = said.tokens if depth else vggt.tokens(images, layers)
     x = torch.cat([tokens[i] for i in layers], -1).float()
-    return rearrange(x[:, :, special:], 'b s (h w) d -> b s d h w', h=vggt.cfg.grid), x[:, :, 0], z
+    seen = rearrange(x[:, :, vggt.cfg.special:], 'b s (h w) d -> b s d h w', h=vggt.cfg.grid), x[:, :, 0]
+    return (*seen, said.depth, normalise_by_first(said.cams), images) if depth else seen
 
 def aligned(video, cams, known) -> Bool[Tensor, 'b t']:
     "The boolean mask of a window whose parts have the same clips and frames."
@@ -118,21 +133,21 @@ def features(vggt: VGGT,
              cams: Float[Tensor, 'b t 16'],                              # their cameras
              known: Bool[Tensor, 'b t'] | Int[Tensor, 'b t'],            # which frames may be looked at (`known_frames`)
              layers: tuple,                                              # VGGT's pairs of blocks, e.g. (3,)
-             depth: bool = False) -> Geometry:                           # with the depth head's opinion
+             depth: bool = False) -> Geometry:                           # with depth, poses and images
     "Geometry of the known frames, from the known frames."
     index = slots(aligned(video, cams, known))
     count = (index >= 0).sum(1).tolist()
     d, g, px = 2*vggt.cfg.dim*len(layers), vggt.cfg.grid, vggt.cfg.img_size
-    nothing = [video.new_zeros(0, *shape, dtype=torch.float32) for shape in ((d, g, g), (d,), (px, px))]
-    have = [nothing[:2 + depth]]*len(video)
+    shapes = ((d, g, g), (d,), *((px, px), (16,), (3, px, px))*depth)
+    have = [[video.new_zeros(0, *shape, dtype=torch.float32) for shape in shapes]]*len(video)
     for n in set(count) - {0}:
         group = [i for i, c in enumerate(count) if c == n]
         rows = torch.tensor(group, device=index.device)[:, None]
-        seen = look(vggt, video[rows, index[group, :n]], layers, depth)                 # gathered before VGGT runs
-        for i, *parts in zip(group, *seen[:2 + depth]): have[i] = parts
+        seen = look(vggt, video[rows, index[group, :n]], tuple(layers), depth)          # gathered before VGGT runs
+        for i, *parts in zip(group, *seen): have[i] = parts
     return assemble(have, cams, index, source(vggt, layers))
 
-def assemble(have: list,                       # of each clip `(latents s d h w, camera s d)`, or with depth `s h w`; s as many as it knows
+def assemble(have: list,                       # of each clip what `look` gives of it: `s ...` each, s as many as it knows
              cams: Float[Tensor, 'b t 16'],
              index: Int[Tensor, 'b s'],        # `slots`
              kind: str) -> Geometry:           # `Geometry.source`
@@ -141,10 +156,10 @@ def assemble(have: list,                       # of each clip `(latents s d h w,
         out = rows[0].new_zeros(*index.shape, *rows[0].shape[1:], device=cams.device)
         for i, row in enumerate(rows): out[i, :len(row)] = row
         return out
-    latents, camera, *depth = map(stack, zip(*have))
+    latents, camera, *lifted = map(stack, zip(*have))
     rows = torch.arange(len(index), device=index.device)[:, None]
     seen_from = torch.where(index[..., None] >= 0, cams[rows, index.clamp(min=0)], 0.)
-    return Geometry(latents, camera, seen_from, index, kind, *depth)
+    return Geometry(latents, camera, seen_from, index, kind, *lifted)
 
 # %% ../nbs/31_features.ipynb #31c031
 def place(x: Float[Tensor, 'b s *d'],              # one entry per slot
