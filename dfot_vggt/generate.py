@@ -6,7 +6,7 @@
 __all__ = ['growing_mp4', 'write_past', 'read_past', 'settings', 'generate', 'load_model', 'read_images', 'read_start',
            'dfot_rollout']
 
-# %% ../nbs/53_generate.ipynb #53c016
+# %% ../nbs/53_generate.ipynb #53c013
 import inspect
 import json
 import re
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .clips import Clips, Window
-from .core import Cfg, asset, build, device, expect, read_tensors, write_aside
+from .core import Cfg, asset, build, device, expect, read_tensors, sole, write_aside
 from .diffusion import Diffusion, DiffusionCfg, make_diffusion
 from .features import digest
 from .guidance import guidance_from
@@ -93,7 +93,7 @@ def _same_settings(folder: Path, now: dict):
     expect(not other, str(folder), ', '.join(f'{n} = {then.get(n)}' for n in other), ', '.join(f'{n} = {now.get(n)}' for n in other),
            'that is what this video was begun with: go on with it, or generate into another folder')
 
-# %% ../nbs/53_generate.ipynb #53c030
+# %% ../nbs/53_generate.ipynb #53c014
 def generate(model, diffusion: Diffusion,
              frames: Float[Tensor, 'b s c h w'],   # given frames, RGB in [0, 1]
              cams: Float[Tensor, 'b n 16'],        # of the whole walk
@@ -108,7 +108,12 @@ def generate(model, diffusion: Diffusion,
     "Roll out into a folder; interrupted or killed at any moment, the same call goes on."
     folder, keys = Path(folder), list(keys or map(str, range(len(cams))))
     for k in keys: expect(re.fullmatch(r'[\w-][\w.-]*', k), 'keys', 'names that can be file names', repr(k), 'use letters and digits')
-    _same_settings(folder, settings(model, diffusion, frames, cams, keys, about or {}, kw))
+    now = settings(model, diffusion, frames, cams, keys, about or {}, kw)
+    with sole(folder): return _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, now, kw)
+
+def _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, now, kw):
+    "`generate`, alone in its folder."
+    _same_settings(folder, now)
     for left in folder.rglob('.*.tmp*'): left.unlink(missing_ok=True)                       # of a process that was killed while it wrote
     place, chunks = folder/'past.safetensors', folder/'frames'
     past, memory = read_past(place, cams.device) if place.exists() else (None, {})

@@ -6,13 +6,13 @@
 __all__ = ['TrainCfg', 'lr_at', 'ema_decay', 'lr_groups', 'trained', 'weights', 'EMA', 'save_state', 'load_state', 'read_log',
            'loss_curve', 'stop_signals', 'Event', 'Progress', 'train']
 
-# %% ../nbs/40_train.ipynb #40c004
+# %% ../nbs/40_train.ipynb #40c037
 import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import Cfg, device, expect, load_report, read_tensors, rng, write_aside
+from .core import Cfg, device, expect, load_report, read_tensors, rng, sole, write_aside
 from .show import lines
 
 # %% ../nbs/40_train.ipynb #40c031
@@ -177,7 +177,7 @@ class Progress:
         self.bar.update(1)
         if e.step + 1 == e.cfg.steps: self.bar.close()
 
-# %% ../nbs/40_train.ipynb #40c056
+# %% ../nbs/40_train.ipynb #40c073
 def train(model: nn.Module,                     # trained in place; frozen parameters stay as they are
           loss_fn: Callable[[nn.Module, Any], dict[str, Tensor]],   # (model, batch) -> {name: loss per sample, 'b'}; the terms are summed
           batches: Callable[[int, int, int], Iterator],    # (first step, process, processes) -> batches for these steps
@@ -190,7 +190,12 @@ def train(model: nn.Module,                     # trained in place; frozen param
     AcceleratorState._reset_state()              # one process may train in float32 first and in bf16 next
     acc = Accelerator(mixed_precision=cfg.precision, cpu=device().type == 'cpu')
     if cfg.precision == 'fp16' and acc.scaler is None: acc.native_amp, acc.scaler = True, torch.amp.GradScaler('cpu')
-    _claim(folder, cfg, acc)
+    with sole(folder) if acc.is_main_process else nullcontext():
+        _claim(folder, cfg, acc)
+        return _train(model, loss_fn, batches, cfg, folder, observers, acc)
+
+def _train(model, loss_fn, batches, cfg, folder, observers, acc) -> list[dict]:
+    "`train`, alone in its folder."
     params = [*trained(model).values()]
     opt = torch.optim.AdamW(lr_groups(trained(model), cfg), betas=tuple(cfg.betas), weight_decay=cfg.weight_decay, fused=True)
     wrapped, opt = acc.prepare(_Losses(model, loss_fn), opt)
