@@ -95,7 +95,7 @@ def view_embedding(h: int, w: int,
     x, y = (torch.cat([a.sin(), a.cos()]).float() for a in (x, y))
     return torch.cat([x[:, None].expand(-1, h, -1), y[:, :, None].expand(-1, -1, w)])
 
-# %% ../nbs/30_heads.ipynb #30c016
+# %% ../nbs/30_heads.ipynb #30c011
 class ResidualUnit(nn.Module):
     "relu(x) + conv(relu(conv(relu(x)))): the skip is rectified, because the reference's first ReLU works in place."
     def __init__(self, c: int):
@@ -110,17 +110,17 @@ def resize(x: Float[Tensor, 'b c h w'], size) -> Float[Tensor, 'b c h2 w2']:
     return F.interpolate(x, tuple(size), mode='bilinear', align_corners=True)
 
 class Fusion(nn.Module):
-    "A coarse map, with the finer level added, on the finer level's grid."
+    "A coarse map, with the next finer level of the image added to it, enlarged."
     def __init__(self, c: int, deepest: bool = False):
         super().__init__()
         self.out_conv = nn.Conv2d(c, c, 1)
         if not deepest: self.resConfUnit1 = ResidualUnit(c)
         self.resConfUnit2 = ResidualUnit(c)
-    def forward(self, x, finer=None, size=None):
+    def forward(self, x, size, finer=None):     # size: (h, w) of the answer; the deepest level has nothing finer to add yet
         if finer is not None: x = x + self.resConfUnit1(finer)
         return self.out_conv(resize(self.resConfUnit2(x), size))
 
-# %% ../nbs/30_heads.ipynb #30c017
+# %% ../nbs/30_heads.ipynb #30c057
 class DPTFeatures(nn.Module):
     "Four layers of patch tokens -> one fine map of features per frame (DPT, arXiv 2103.13413, as VGGT uses it)."
     def __init__(self, dim: int,              # width of a token: twice the aggregator's
@@ -154,10 +154,10 @@ class DPTFeatures(nn.Module):
             maps.append(fit(self.placed(project(x), image)))
         s = self.scratch
         maps = [getattr(s, f'layer{k}_rn')(x) for k, x in enumerate(maps, 1)]
-        x = s.refinenet4(maps[3], size=maps[2].shape[-2:])
-        x = s.refinenet3(x, maps[2], maps[1].shape[-2:])
-        x = s.refinenet2(x, maps[1], maps[0].shape[-2:])
-        x = s.refinenet1(x, maps[0], [2*n for n in maps[0].shape[-2:]])
+        x = s.refinenet4(maps[3], maps[2].shape[-2:])
+        x = s.refinenet3(x, maps[1].shape[-2:], maps[2])
+        x = s.refinenet2(x, maps[0].shape[-2:], maps[1])
+        x = s.refinenet1(x, [2*n for n in maps[0].shape[-2:]], maps[0])
         return self.placed(resize(s.output_conv1(x), [n//self.ratio for n in image]), image)
 
     def forward(self,

@@ -109,7 +109,7 @@ class Prediction:
         cams = self.cams if self.dense is None else self.cams.gather(1, self.dense[..., None].expand(-1, -1, 16))
         return unproject(self.depth.double(), cams.double())
 
-# %% ../nbs/30_vggt.ipynb #30c019
+# %% ../nbs/30_vggt.ipynb #30c008
 class VGGT(nn.Module):
     "VGGT with the released checkpoint's names; of the heads, those that are asked for. One that is absent is None."
     def __init__(self, cfg: VGGTCfg, parts: Sequence[str] = PARTS):
@@ -146,6 +146,7 @@ class VGGT(nn.Module):
         deep = self.depth_head is not None or self.point_head is not None or query is not None
         read = tuple(sorted({*layers, *cfg.dpt.layers*deep, *(cfg.depth - 1,)*(self.camera_head is not None)}))
         expect(read, 'VGGT', 'something to say', f'parts {self.parts} and no query', 'ask for `tokens`, or load more parts')
+        if dense is not None: _check_dense(dense, *images.shape[:2])
         tokens = self.tokens(images, read)
         patches = [tokens[i][:, :, cfg.special:] for i in cfg.dpt.layers] if deep else []
         some = patches if dense is None else [x[torch.arange(len(x), device=x.device)[:, None], dense] for x in patches]
@@ -162,6 +163,14 @@ class VGGT(nn.Module):
         return Prediction(**answers, dense=dense, tokens={i: tokens[i] for i in layers} if layers else None)
 
 def _single(x: Tensor) -> Tensor: return x.to(torch.promote_types(x.dtype, torch.float32))
+
+def _check_dense(dense, b: int, s: int):
+    "Raise unless `dense` is `b k` with frames 0..s-1. (A negative one would count from the end here, and fail in `unproject`.)"
+    expect(dense.ndim == 2 and len(dense) == b and dense.shape[1] > 0, 'dense', f'at least one frame of each clip, b k with b={b}',
+           tuple(dense.shape), 'one row per clip; None for all frames')
+    if dense.is_meta: return
+    lo, hi = (v.item() for v in dense.aminmax())
+    expect(0 <= lo <= hi < s, 'dense', f'frames 0..{s - 1} (s)', f'{lo}..{hi}', 'count from the first frame of the clip')
 
 # %% ../nbs/30_vggt.ipynb #30c023
 def load_vggt(source='facebook/VGGT-1B',                # path, or repository of the Hub; 'facebook/VGGT-1B-Commercial' is the other one
