@@ -57,11 +57,11 @@ def read_mp4(path,
     try: return frames().transpose(0, 3, 1, 2)
     except Exception as e: raise ValueError(f'{path}: expected frames {index}, got {type(e).__name__}; get the file again') from e
 
-# %% ../nbs/13_clips.ipynb #13c022
+# %% ../nbs/13_clips.ipynb #13c033
 @dataclass
 class Batch:
     "Windows of video with the camera of every frame."
-    video: Float[Tensor, 'b t 3 h w']   # RGB in [0,1]
+    video: Float[Tensor, 'b t 3 h w']   # RGB in [0,1]; t: the window's frames, and behind them those of its history
     cams: Float[Tensor, 'b t 16']       # fx fy cx cy normalised, R|t world to camera
     keys: list[str]                     # name of the clip, per b
     index: Int[Tensor, 'b t']           # number of each frame in its clip
@@ -77,19 +77,19 @@ class Batch:
         return cls(*(torch.cat([getattr(x, n) for x in batches]) for n in ('video', 'cams')), [k for x in batches for k in x.keys],
                    torch.cat([x.index for x in batches]))
 
-# %% ../nbs/13_clips.ipynb #13c059
+# %% ../nbs/13_clips.ipynb #13c034
 @dataclass(frozen=True)
 class Window:
     "Which frames of which clip, and how they are turned: all that is random about an item."
     key: str                # clip
-    index: tuple[int, ...]  # frames in the order in which they are shown
+    index: tuple[int, ...]  # frames in the order in which they are shown, then those of its history
     flip: bool = False      # mirrored, left to right
 
 def back_and_forth(index: Sequence) -> list:
     "Every second entry on the way out, the others on the way home: a walk that returns to where it began, without showing a frame twice."
     return [*index[::2], *index[1::2][::-1]]
 
-# %% ../nbs/13_clips.ipynb #13c020
+# %% ../nbs/13_clips.ipynb #13c035
 class Clips(Dataset):
     "Random windows: item `j` is clip `j % len` in round `j // len`, a function of `seed` and `j` alone. Holds names, no open file."
     def __init__(self,
@@ -102,21 +102,23 @@ class Clips(Dataset):
                  reverse: float = 0.,           # ... shown backwards
                  back_and_forth: float = 0.,    # ... goes out and comes back
                  skip_increase: float = 0.,     # added to both skips in every round, rounded down
-                 seed: int = 0):                # of the windows
+                 seed: int = 0,                 # of the windows
+                 history: int = 0):             # other frames of the same clip, drawn anew for each window and put behind it
         expect(1 <= skip[0] <= skip[1], 'skip', '1 <= smallest <= largest', skip, 'pass e.g. skip=(1, 3)')
         self.layout, self.n_frames, self.skip, self.size, self.seed = Layout(root, split), n_frames, skip, size, seed
         self.turns, self.skip_increase, self.need = (flip, reverse, back_and_forth), skip_increase, (n_frames - 1)*skip[0] + 1
+        self.history = history
         self.found = {k: len(read_pose_table(self.layout.table(k))) for k in self.layout.keys()}
         self.lengths = {k: n for k, n in self.found.items() if n >= self.shortest}
         self.dropped = sorted(self.found.keys() - self.lengths.keys())
         expect(self.lengths, f'{root}, split {split}', f'clips of at least {self.shortest} frames', f'at most {max(self.found.values())}',
-               'lower n_frames or skip')
+               'lower n_frames, skip or history')
         self.keys = list(self.lengths)
 
     @property
     def shortest(self) -> int:
         "Frames that a clip must have."
-        return self.need
+        return max(self.need, self.n_frames + self.history)
 
     def __len__(self): return len(self.keys)
     def __iter__(self): return (self[j] for j in range(len(self)))
@@ -133,11 +135,13 @@ class Clips(Dataset):
         return self.turned(self.keys[i], [start + skip*k for k in range(self.n_frames)], draw)
 
     def turned(self, key: str, index: list, draw) -> Window:
-        "The window of these frames, mirrored, sent out and back, reversed as chance (`draw`) and the probabilities will have it."
+        "The window of these frames, turned as chance (`draw`) and the probabilities will have it, and its history."
         odds = [Fraction(p).limit_denominator(1000).as_integer_ratio() for p in self.turns]
         flip, reverse, home = (draw(0, of - 1) >= of - n if n else False for n, of in odds)
         if home: index = back_and_forth(index)
-        return Window(key, tuple(index[::-1] if reverse else index), flip)
+        others = [i for i in range(self.lengths[key]) if i not in index] if self.history else []
+        behind = sorted(others.pop(draw(0, len(others) - 1)) for _ in range(self.history))
+        return Window(key, (*(index[::-1] if reverse else index), *behind), flip)
 
     def read(self, window: Window) -> Batch:
         "A batch of one clip, from `{split}_{size}/*.npz` where that exists, otherwise from the mp4 of that size, otherwise of 256."
@@ -155,11 +159,11 @@ class Clips(Dataset):
         if window.flip: video, cams = video.flip(-1), flip_cams(cams)
         return Batch(video[None], cams[None], [window.key], torch.tensor([index]))
 
-# %% ../nbs/13_clips.ipynb #13c065
+# %% ../nbs/13_clips.ipynb #13c044
 class Starts(Clips):
     "Windows as DFoT counts them: an item is one start in one clip, so long clips come more often. A step that does not fit is shortened."
     @property
-    def shortest(self) -> int: return self.n_frames
+    def shortest(self) -> int: return self.n_frames + self.history
 
     @cached_property
     def ends(self) -> list[int]:
