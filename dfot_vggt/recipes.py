@@ -6,10 +6,11 @@
 __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'EyeCfg', 'windows', 'known_set',
            'FiniteWindows', 'list_name', 'base_loss', 'draw', 'injected_loss', 'base_model', 'injector', 'equipped',
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'tiny_control',
-           'tiny_discrete', 'tiny_vggt', 're10k', 're10k_16', 're10k_control', 'table', 'diff', 'baseline', 'show_diff',
-           'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
+           'tiny_tokens', 'tiny_tokens_full', 'tiny_discrete', 'tiny_vggt', 're10k', 're10k_16', 're10k_control',
+           're10k_tokens', 'table', 'diff', 'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of',
+           'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c012
+# %% ../nbs/51_recipes.ipynb #51c009
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -39,11 +40,12 @@ from .scenes import make_re10k
 from .shards import CacheCfg, FeatureCache, sample_basis
 from .supervise import Rooms, geometry_loss, new_vggt, views
 from .tasks import PrefixMixture, Task, train_levels
+from .tokens import TokenCfg, TokenInjector
 from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
-# %% ../nbs/51_recipes.ipynb #51c036
+# %% ../nbs/51_recipes.ipynb #51c015
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -99,7 +101,7 @@ class RunCfg(Cfg):
     layers: tuple = ()                         # its layers that are read
     cache: CacheCfg = CacheCfg()               # how coarsely what it says is kept, where it is kept
     control: ControlCfg | None = None          # the parts; None: there is no such part
-    tokens: Cfg | None = None
+    tokens: TokenCfg | None = None
     memory: Cfg | None = None
     align: Cfg | None = None
     train_base: bool = False                   # does the base below the parts train, too?
@@ -212,8 +214,8 @@ def injected_loss(run: RunCfg, features: Callable) -> Callable:
         return losses
     return loss_fn
 
-# %% ../nbs/51_recipes.ipynb #51c069
-PARTS = dict(control=ControlNet)          # field of `RunCfg` -> (base, its value) -> module
+# %% ../nbs/51_recipes.ipynb #51c016
+PARTS = dict(control=ControlNet, tokens=TokenInjector)          # field of `RunCfg` -> (base, its value) -> module
 
 def base_model(run: RunCfg) -> UViT3DPose:
     "The denoiser of a run: new, or with the weights that `run.base` names."
@@ -285,7 +287,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c070
+# %% ../nbs/51_recipes.ipynb #51c017
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -301,6 +303,15 @@ TINY = dict(latent=512, camera=512)        # channels of two layers of the small
 def tiny_control() -> RunCfg:
     "A ControlNet: all levels and three middle blocks are copied."
     return _variant('tiny_control', control=ControlCfg(**TINY, mid=3))
+
+def tiny_tokens() -> RunCfg:
+    "Learnable tokens that read VGGT and are read by the middle blocks of the frozen base."
+    return _variant('tiny_tokens', tokens=TokenCfg(**TINY))
+
+def tiny_tokens_full() -> RunCfg:
+    "The same, and the base learns along, at a tenth of the rate."
+    run = tiny_tokens()
+    return run.replace(name='tiny_tokens_full', train_base=True, train=run.train.replace(scale=(('base.', .1),)))
 
 def tiny_discrete() -> RunCfg:
     "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
@@ -334,7 +345,12 @@ def re10k_control() -> RunCfg:
     "A ControlNet on the released model: all levels are copied, and two of 20 middle blocks."
     return _large('re10k_control', control=ControlCfg(**LARGE, mid=2))
 
-RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, re10k, re10k_16, re10k_control)}
+def re10k_tokens() -> RunCfg:
+    "32 wider tokens per frame on the released model."
+    return _large('re10k_tokens', tokens=TokenCfg(**LARGE, tokens=32, width=512, heads=8))
+
+RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full,
+                                   re10k, re10k_16, re10k_control, re10k_tokens)}
 
 # %% ../nbs/51_recipes.ipynb #51c018
 def table(rows: list[dict]) -> HTML:
