@@ -6,11 +6,11 @@
 __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'EyeCfg', 'windows', 'known_set',
            'FiniteWindows', 'list_name', 'base_loss', 'draw', 'injected_loss', 'base_model', 'injector', 'equipped',
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'tiny_control',
-           'tiny_tokens', 'tiny_tokens_full', 'tiny_discrete', 'tiny_vggt', 're10k', 're10k_16', 're10k_control',
-           're10k_tokens', 'table', 'diff', 'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of',
-           'dfot_train']
+           'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_discrete', 'tiny_vggt', 're10k', 're10k_16',
+           're10k_control', 're10k_tokens', 're10k_memory', 'table', 'diff', 'baseline', 'show_diff', 'ship',
+           'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c009
+# %% ../nbs/51_recipes.ipynb #51c012
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -35,6 +35,7 @@ from .diffusion import DiffusionCfg, DiscreteCfg, make_diffusion
 from .features import digest, features
 from .fill import Listing, fill, listing, one_thread
 from .inject import Injected, Rivals, load_injected, rivals, window_geometry
+from .recall import MemoryCfg, MemoryNet
 from .released import load_dfot
 from .scenes import make_re10k
 from .shards import CacheCfg, FeatureCache, sample_basis
@@ -45,7 +46,7 @@ from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
-# %% ../nbs/51_recipes.ipynb #51c015
+# %% ../nbs/51_recipes.ipynb #51c021
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -102,7 +103,7 @@ class RunCfg(Cfg):
     cache: CacheCfg = CacheCfg()               # how coarsely what it says is kept, where it is kept
     control: ControlCfg | None = None          # the parts; None: there is no such part
     tokens: TokenCfg | None = None
-    memory: Cfg | None = None
+    memory: MemoryCfg | None = None
     align: Cfg | None = None
     train_base: bool = False                   # does the base below the parts train, too?
     history: int = 0                           # frames of the same clip that are known besides each window
@@ -214,8 +215,8 @@ def injected_loss(run: RunCfg, features: Callable) -> Callable:
         return losses
     return loss_fn
 
-# %% ../nbs/51_recipes.ipynb #51c016
-PARTS = dict(control=ControlNet, tokens=TokenInjector)          # field of `RunCfg` -> (base, its value) -> module
+# %% ../nbs/51_recipes.ipynb #51c022
+PARTS = dict(control=ControlNet, tokens=TokenInjector, memory=MemoryNet)          # field of `RunCfg` -> (base, its value) -> module
 
 def base_model(run: RunCfg) -> UViT3DPose:
     "The denoiser of a run: new, or with the weights that `run.base` names."
@@ -287,7 +288,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c017
+# %% ../nbs/51_recipes.ipynb #51c009
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -312,6 +313,10 @@ def tiny_tokens_full() -> RunCfg:
     "The same, and the base learns along, at a tenth of the rate."
     run = tiny_tokens()
     return run.replace(name='tiny_tokens_full', train_base=True, train=run.train.replace(scale=(('base.', .1),)))
+
+def tiny_memory() -> RunCfg:
+    "Points remembered from the window's known frames and from four others of the same walk, splatted into every frame."
+    return _variant('tiny_memory', memory=MemoryCfg(), history=4)
 
 def tiny_discrete() -> RunCfg:
     "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
@@ -349,8 +354,12 @@ def re10k_tokens() -> RunCfg:
     "32 wider tokens per frame on the released model."
     return _large('re10k_tokens', tokens=TokenCfg(**LARGE, tokens=32, width=512, heads=8))
 
-RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full,
-                                   re10k, re10k_16, re10k_control, re10k_tokens)}
+def re10k_memory() -> RunCfg:
+    "Points remembered from a window and eight other frames of its clip, splatted at half the resolution."
+    return _large('re10k_memory', memory=MemoryCfg(size=128, points=131_072, mid=2), history=8)
+
+RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory,
+                                   re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory)}
 
 # %% ../nbs/51_recipes.ipynb #51c018
 def table(rows: list[dict]) -> HTML:

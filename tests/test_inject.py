@@ -1,0 +1,168 @@
+"Every injector, every pair of them and all together: nothing changes at step 0, everything lives by step 2, no unknown frame is ever seen."
+import warnings
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from dfot_vggt.aggregator import random_weights
+from dfot_vggt.clips import Batch
+from dfot_vggt.control import ControlCfg, Probe, alive, branches, light, no_leak, same_output
+from dfot_vggt.core import LoadError
+from dfot_vggt.features import features
+from dfot_vggt.inject import Injected, base_hash, heard, load_injected, window_geometry
+from dfot_vggt.recall import MemoryCfg
+from dfot_vggt.recipes import PARTS
+from dfot_vggt.scenes import Room, render, walk
+from dfot_vggt.tokens import TokenCfg
+from dfot_vggt.trace import liveness
+from dfot_vggt.train import weights
+from dfot_vggt.uvit import UViT3DPose, UViTCfg, golden_weights
+from dfot_vggt.vggt import VGGT, VGGTCfg
+from safetensors.torch import save_file
+
+EYE, LAYERS, T = VGGTCfg.tiny(), (2, 4), 4
+WIDTH = 2*EYE.dim*len(LAYERS)
+SETTINGS = dict(control=ControlCfg(latent=WIDTH, camera=WIDTH), tokens=TokenCfg(latent=WIDTH, camera=WIDTH, tokens=4, width=32),
+                memory=MemoryCfg())
+INJECTORS = [*SETTINGS]
+SETS = [names for n in (1, 2, 3) for names in combinations(INJECTORS, n)]
+together = pytest.mark.parametrize('names', SETS, ids='+'.join)
+
+def denoiser(): return golden_weights(UViT3DPose(UViTCfg.tiny(channels=(32, 48), heads=2, mid=2, emb=32, size=32, frames=T, dropout=(0., 0.))))
+def injected(base, names, settings=SETTINGS, **kw):
+    torch.manual_seed(0)
+    return Injected(base, {n: PARTS[n](base, settings[n]) for n in names}, **kw).eval()
+
+@pytest.fixture(scope='module')
+def base():
+    torch.set_num_threads(1)
+    return denoiser()
+
+class World:
+    "Two walks: windows of four frames, of which two are known, and one frame of history behind each."
+    def __init__(self):
+        self.vggt = random_weights(VGGT(EYE, parts=('camera_head', 'depth_head'))).eval().requires_grad_(False)
+        cams = torch.stack([walk(Room(i))[[0, 2, 4, 6, 12]] for i in (3, 4)])
+        self.batch = Batch(torch.stack([render(Room(i), c, 32).rgb for i, c in zip((3, 4), cams)]), cams, ['a', 'b'], torch.arange(5).repeat(2, 1))
+        self.known = torch.tensor([[True, False, True, False], [True, True, False, False]])
+        self.video, self.cams = self.batch.video[:, :T], self.batch.cams[:, :T]
+        g = torch.Generator().manual_seed(0)
+        self.probe = Probe(torch.randn(2, T, 3, 32, 32, generator=g), torch.randn(2, T, generator=g), self.cams,
+                           self.geometry(self.video, self.cams, self.known))
+
+    def look(self, video, cams, known): return features(self.vggt, video, cams, known, LAYERS, depth=True)
+
+    def geometry(self, video, cams, known):
+        "What the injectors get: of the known frames and of the history."
+        def whole(mine, all_): return torch.cat([mine, all_[:, T:]], 1)
+        batch = Batch(whole(video, self.batch.video), whole(cams, self.batch.cams), self.batch.keys, self.batch.index)
+        return window_geometry(self.look, batch, known)
+
+    def cut(self, video, cams, known):
+        "The leak: a run over all frames, of which the known ones are taken."
+        every = self.geometry(video, cams, torch.ones_like(known))
+        hidden = torch.cat([~known, torch.zeros(len(known), 1, dtype=torch.bool)], 1)
+        return replace(every, index=every.index.masked_fill(hidden, -2))
+
+@pytest.fixture(scope='module')
+def world():
+    torch.set_num_threads(1)
+    return World()
+
+# --- step 0, step 2, no unknown frame
+
+@together
+def test_step_0_is_the_base_bit_for_bit(names, base, world):
+    net = injected(base, names)
+    assert not same_output(net, world.probe)
+    change = heard(base, net, world.probe.x, world.probe.noise_levels, world.cams, world.probe.geometry)
+    assert len(change) == len(base.tap_names) and not torch.stack([*change.values()]).any(), 'grey everywhere'
+
+@together
+def test_alive_by_step_2_and_nothing_frozen_moves(names, base, world):
+    net, before = injected(base, names), base_hash(base)
+    assert {n.split('.')[1] for n, p in net.named_parameters() if p.requires_grad} == set(names)
+    assert not alive(net, world.probe)
+    assert torch.equal(base_hash(base), before)
+    assert not light(net, world.probe) and not branches(net, world.probe)
+
+@together
+def test_with_the_base_trained_along_all_of_it_lives(names, world):
+    base = denoiser()
+    net, p = injected(base, names, train_base=True), world.probe
+    opt = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.)
+    with torch.no_grad(): assert torch.equal(p.base(net), p.base(net, control=p.control(net)))
+    def step(i):
+        loss = (p.base(net, control=p.control(net)) - 1).square().mean()
+        opt.zero_grad(); loss.backward(); opt.step()
+    liveness(net, step).assert_ok()
+
+@together
+def test_no_unknown_frame_is_seen(names, base, world):
+    net = injected(base, names)
+    assert not no_leak(net, world.probe, world.geometry, world.video, world.known)
+    assert no_leak(net, world.probe, world.cut, world.video, world.known), 'the leak that this test is for'
+
+# --- checkpoints
+
+def trained(base, names):
+    "As if it had been trained."
+    net, g = injected(base, names), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(.1*torch.randn(p.shape, generator=g))
+    return net
+
+def answer(net, world):
+    with torch.no_grad(): return world.probe.base(net, control=world.probe.control(net))
+
+def quiet(load, *args, **kw):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        return load(*args, **kw)
+
+@together
+def test_checkpoint_holds_what_trains_and_comes_back(names, base, world, tmp_path):
+    net, file = trained(base, names), tmp_path/'model.safetensors'
+    save_file(weights(net), file)
+    assert set(weights(net)) == {n for n, _ in net.named_parameters()} | {'base_hash'}
+    again = injected(base, names)
+    quiet(load_injected, again, file)
+    assert torch.equal(answer(again, world), answer(net, world))
+    assert not torch.equal(answer(again, world), world.probe.base(net).detach())
+
+@pytest.mark.parametrize('names', [s for s in SETS if len(s) > 1], ids='+'.join)
+def test_any_part_can_be_left_out(names, base, tmp_path):
+    net, file = trained(base, names), tmp_path/'model.safetensors'
+    save_file(weights(net), file)
+    for left in names:
+        fewer, rest = injected(base, [n for n in names if n != left]), {n for n in weights(net) if not n.startswith(f'parts.{left}.')}
+        with pytest.raises(LoadError, match=f'unexpected: parts.{left}.'): load_injected(fewer, file)
+        quiet(load_injected, fewer, file, without=[left])                           # left out of the model
+        assert all(torch.equal(fewer.state_dict()[n], net.state_dict()[n]) for n in rest)
+        save_file(weights(fewer), tmp_path/'fewer.safetensors')
+        full = injected(base, names)
+        with pytest.raises(LoadError, match=f'missing: parts.{left}.'): load_injected(full, tmp_path/'fewer.safetensors')
+        fresh = {n: p.clone() for n, p in full.state_dict().items()}
+        quiet(load_injected, full, tmp_path/'fewer.safetensors', without=[left])    # left out of the file
+        assert all(torch.equal(full.state_dict()[n], (net if n in rest else injected(base, names)).state_dict()[n]) for n in fresh)
+
+def test_another_base_is_a_warning_that_names_both(base, tmp_path):
+    file = tmp_path/'model.safetensors'
+    save_file(weights(trained(base, INJECTORS)), file)
+    strange = denoiser()
+    with torch.no_grad(): next(strange.parameters()).view(-1)[0].add_(1e-4)
+    with pytest.warns(UserWarning, match='control, tokens, memory') as seen: load_injected(injected(strange, INJECTORS), file)
+    assert all(bytes(base_hash(b).tolist()).hex()[:12] in str(seen[0].message) for b in (base, strange))
+
+WIDER = dict(control=SETTINGS['control'].replace(latent=WIDTH + 1), tokens=SETTINGS['tokens'].replace(width=64),
+             memory=SETTINGS['memory'].replace(features=8))
+
+@pytest.mark.parametrize('name', INJECTORS)
+def test_mis_shaped_parts_are_named_and_nothing_is_loaded(name, base, tmp_path):
+    file = tmp_path/'model.safetensors'
+    save_file(weights(trained(base, INJECTORS)), file)
+    wide = injected(base, INJECTORS, SETTINGS | {name: WIDER[name]})
+    before = {n: p.clone() for n, p in wide.state_dict().items()}
+    with pytest.raises(LoadError, match=rf'mis-shaped: parts\.{name}\.'): load_injected(wide, file)
+    assert all(torch.equal(p, before[n]) for n, p in wide.state_dict().items())
