@@ -6,7 +6,7 @@
 __all__ = ['EMPTY', 'known_frames', 'slots', 'Geometry', 'digest', 'fingerprint', 'source', 'look', 'aligned', 'features',
            'assemble', 'place', 'area_mean', 'regrid']
 
-# %% ../nbs/31_features.ipynb #31c008
+# %% ../nbs/31_features.ipynb #31c024
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -21,7 +21,7 @@ from torch import Tensor
 from .aggregator import AggregatorCfg
 from .camera import normalise_by_first
 from .core import expect
-from .vggt import VGGT
+from .vggt import VGGT, VGGTCfg
 
 # %% ../nbs/31_features.ipynb #31c012
 def known_frames(mask: Bool[Tensor, 'b t'] | Int[Tensor, 'b t']   # bool, or -1 padding, 0 asked, 1 given, 2 generated earlier
@@ -82,7 +82,7 @@ class Geometry:
     def __getitem__(self, clips) -> 'Geometry': return self.each(lambda x: x[clips])                 # a slice or a list of clips
     def __len__(self): return len(self.index)
 
-# %% ../nbs/31_features.ipynb #31c003
+# %% ../nbs/31_features.ipynb #31c044
 def digest(*parts) -> str:
     "32 hex digits over texts and tensors (type, shape, bytes)."
     h = hashlib.blake2b(digest_size=16)
@@ -93,14 +93,17 @@ def digest(*parts) -> str:
         else: h.update(f'\x1f{p}\x1f'.encode())
     return h.hexdigest()
 
-def fingerprint(vggt: VGGT) -> str:
-    "Hash of the aggregator's config and weights; made once, and again when a weight has changed in place."
-    weights = (w for m in vggt.aggregator.modules() for w in m._parameters.values() if w is not None)    # parameters(), in half its time
+def fingerprint(vggt: VGGT,
+                part: str = 'aggregator'      # or a head
+               ) -> str:
+    "Hash of a part's config and weights; made once, and again when a weight has changed in place."
+    module, kept = getattr(vggt, part), vggt.__dict__.setdefault('_fingerprints', {})
+    weights = (w for m in module.modules() for w in m._parameters.values() if w is not None)    # parameters(), in half its time
     stamp = tuple((id(w), w.data_ptr(), w._version) for w in weights)
-    if getattr(vggt, '_fingerprint', (None,))[0] != stamp:
-        sizes = ((f.name, getattr(vggt.cfg, f.name)) for f in fields(AggregatorCfg))
-        vggt._fingerprint = stamp, digest(*sizes, *(x for n, w in vggt.aggregator.state_dict().items() for x in (n, w)))
-    return vggt._fingerprint[1]
+    if kept.get(part, (None,))[0] != stamp:
+        sizes = ((f.name, getattr(vggt.cfg, f.name)) for f in fields(AggregatorCfg if part == 'aggregator' else VGGTCfg))
+        kept[part] = stamp, digest(*sizes, *(x for n, w in module.state_dict().items() for x in (n, w)))
+    return kept[part][1]
 
 def source(vggt: VGGT, layers: tuple) -> str:
     "The name of a kind of features."
