@@ -6,7 +6,7 @@
 __all__ = ['growing_mp4', 'write_past', 'read_past', 'settings', 'generate', 'load_model', 'read_images', 'read_start',
            'dfot_rollout']
 
-# %% ../nbs/53_generate.ipynb #53c013
+# %% ../nbs/53_generate.ipynb #53c016
 import inspect
 import json
 import re
@@ -29,7 +29,8 @@ from .diffusion import Diffusion, DiffusionCfg, make_diffusion
 from .features import digest
 from .guidance import guidance_from
 from .re10k import cover_crop, crop_cams, read_poses
-from .recipes import RunCfg
+from .inject import Guide
+from .recipes import PARTS, RunCfg, learner, load_run, sight
 from .released import load_dfot
 from .rollout import Past, imagine, plan_rollout, stream
 from .speed import keep_memory
@@ -139,19 +140,23 @@ def _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, 
             write_past(place, past, kw['geometry'].state_dict() if remembers else {})
     return videos
 
-# %% ../nbs/53_generate.ipynb #53c046
+# %% ../nbs/53_generate.ipynb #53c025
 def load_model(source: str,    # a run's folder, an asset's name, or what `load_dfot` takes
                window: int = 0 # frames seen at once; 0: as in its config
-              ) -> tuple[UViT3DPose, Diffusion]:
-    "A denoiser in eval mode and its diffusion."
+              ) -> tuple[UViT3DPose, Diffusion, Guide | None]:
+    "A denoiser in eval mode, its diffusion, and what a run with injectors guides its rollouts by."
     def sized(cfg): return cfg.replace(frames=window) if window else cfg
-    if (Path(source)/'recipe.yaml').is_file(): recipe, weights = Path(source)/'recipe.yaml', Path(source)/'model.safetensors'
-    elif re.fullmatch(r'[\w-]+', source): recipe, weights = asset(f'{source}.yaml'), asset(f'{source}.safetensors')
-    else: return load_dfot(source, sized(UViTCfg.re10k())), make_diffusion(DiffusionCfg.re10k())
+    trained = (Path(source)/'recipe.yaml').is_file()
+    if not trained and not re.fullmatch(r'[\w-]+', source):
+        return load_dfot(source, sized(UViTCfg.re10k())), make_diffusion(DiffusionCfg.re10k()), None
+    recipe, weights = ((Path(source)/n for n in ('recipe.yaml', 'model.safetensors')) if trained else
+                       (asset(f'{source}.{n}') for n in ('yaml', 'safetensors')))
     run = build(recipe)
-    expect(isinstance(run, RunCfg) and run.control is None, str(recipe), 'the run of a base',
-           'one with an injector' if isinstance(run, RunCfg) else type(run).__name__, 'name the base, or call generate(geometry=...)')
-    return load_dfot(weights, sized(run.model)), make_diffusion(run.diffusion)
+    expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__, 'name another folder')
+    run, diffusion = run.replace(model=sized(run.model)), make_diffusion(run.diffusion)
+    if not any(getattr(run, part) for part in PARTS): return load_dfot(weights, run.model), diffusion, None
+    model = load_run(learner(run), weights.parent).to(device())
+    return model.base, diffusion, Guide(model, sight(run))
 
 def read_images(paths: list[str], size: int) -> tuple[UInt8[np.ndarray, 't 3 {size} {size}'], tuple[int, int]]:
     "Pictures as frames of a model's size, and their height and width before."
@@ -187,7 +192,7 @@ def read_start(size: int,          # of the model
            'lower frames or skip')
     return torch.from_numpy(first)[None]/255, cameras[None, :n].clone(), name
 
-# %% ../nbs/53_generate.ipynb #53c017
+# %% ../nbs/53_generate.ipynb #53c038
 @call_parse
 def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a released checkpoint (file or Hub repository)
                  out: str = 'runs/rollout',    # folder of the video; the same command goes on where it was stopped
@@ -212,12 +217,13 @@ def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a 
     `dfot_rollout --image room.png --cams walk.txt --frames 200 --guidance 'stabilized_vanilla(4, .02)' --between 'vanilla(1.5)'`."""
     keep_memory()
     try:
-        net, diffusion = load_model(model, window)
+        net, diffusion, guide = load_model(model, window)
         first, path, name = read_start(net.cfg.size, image, cams, clip, given, frames, skip)
         at, asks = device(), guidance_from(guidance)
         video, = generate(net.to(at), diffusion, first.to(at), path.to(at), out, [re.sub(r'[^\w.-]', '_', name)], fps, crf, guidance=asks,
                           between=guidance_from(between) if between else None, density=density or None, context=context or None,
-                          batch=batch, steps=steps, seed=seed)
+                          batch=batch, steps=steps, seed=seed, geometry=guide,
+                          about=guide and dict(parts=digest(*guide.model.state_dict().values())))
     except KeyboardInterrupt: raise SystemExit(f'dfot_rollout: interrupted; the same command goes on in {out}')
     except (ValueError, KeyError, TypeError, OSError) as e: raise SystemExit(f'dfot_rollout: {e.args[0] if isinstance(e, KeyError) else e}')
     print(f'{path.shape[1]} frames: {video}')
