@@ -6,11 +6,11 @@
 __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'EyeCfg', 'windows', 'known_set',
            'FiniteWindows', 'list_name', 'base_loss', 'draw', 'injected_loss', 'base_model', 'injector', 'equipped',
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'tiny_control',
-           'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_discrete', 'tiny_vggt', 're10k', 're10k_16',
-           're10k_control', 're10k_tokens', 're10k_memory', 'table', 'diff', 'baseline', 'show_diff', 'ship',
-           'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
+           'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete', 'tiny_vggt',
+           're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table', 'diff',
+           'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c012
+# %% ../nbs/51_recipes.ipynb #51c009
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .aggregator import random_weights
+from .align import AlignCfg, AlignTerm
 from .clips import Batch, Clips, Starts, loader, order
 from .control import ControlCfg, ControlNet
 from .core import Cfg, asset, build, device, expect, load_report, read_tensors, rng, seed_all, write_aside
@@ -38,7 +39,7 @@ from .inject import Injected, Rivals, load_injected, rivals, window_geometry
 from .recall import MemoryCfg, MemoryNet
 from .released import load_dfot
 from .scenes import make_re10k
-from .shards import CacheCfg, FeatureCache, sample_basis
+from .shards import HEADS, CacheCfg, FeatureCache, sample_basis
 from .supervise import Rooms, geometry_loss, new_vggt, views
 from .tasks import PrefixMixture, Task, train_levels
 from .tokens import TokenCfg, TokenInjector
@@ -46,7 +47,7 @@ from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
-# %% ../nbs/51_recipes.ipynb #51c021
+# %% ../nbs/51_recipes.ipynb #51c012
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -100,14 +101,18 @@ class RunCfg(Cfg):
     vggt: VGGTCfg | None = None                # the eye of what is injected
     eye: str = ''                              # its weights, named as `base` is; '': random ones of seed 0
     layers: tuple = ()                         # its layers that are read
-    cache: CacheCfg = CacheCfg()               # how coarsely what it says is kept, where it is kept
+    cache: CacheCfg = CacheCfg()               # how coarsely what it says is kept, where it is kept; with depth, if a part needs that
     control: ControlCfg | None = None          # the parts; None: there is no such part
     tokens: TokenCfg | None = None
     memory: MemoryCfg | None = None
-    align: Cfg | None = None
+    align: AlignCfg | None = None
     train_base: bool = False                   # does the base below the parts train, too?
     history: int = 0                           # frames of the same clip that are known besides each window
     finite: int = 0                            # number of different windows, so that features can be cached; 0: new ones for ever
+
+    def __post_init__(self):
+        expect(self.memory is None or self.cache.depth, f'recipe {self.name}', 'depth, since it has a memory', 'features without',
+               'add cache=CacheCfg(depth=True)')
 
 @dataclass(frozen=True)
 class EyeCfg(Cfg):
@@ -215,8 +220,9 @@ def injected_loss(run: RunCfg, features: Callable) -> Callable:
         return losses
     return loss_fn
 
-# %% ../nbs/51_recipes.ipynb #51c022
-PARTS = dict(control=ControlNet, tokens=TokenInjector, memory=MemoryNet)          # field of `RunCfg` -> (base, its value) -> module
+# %% ../nbs/51_recipes.ipynb #51c021
+PARTS = dict(control=ControlNet, tokens=TokenInjector, memory=MemoryNet,          # field of `RunCfg` -> (base, its value) -> module
+             align=lambda base, cfg: AlignTerm(base.cfg, cfg))
 
 def base_model(run: RunCfg) -> UViT3DPose:
     "The denoiser of a run: new, or with the weights that `run.base` names."
@@ -240,8 +246,8 @@ def learner(run: RunCfg | EyeCfg) -> nn.Module:
     return new_vggt(run.vggt, run.seed) if isinstance(run, EyeCfg) else equipped(run, base_model(run))
 
 def eye(run: RunCfg) -> VGGT:
-    "The frozen VGGT of a run, with the heads that a memory needs or none."
-    heads = ('camera_head', 'depth_head') if run.memory is not None else ()
+    "The frozen VGGT of a run, with the heads that its features need."
+    heads = HEADS if run.cache.depth else ()
     if run.eye: vggt = load_vggt(run.eye if '/' in run.eye else asset(run.eye), run.vggt, parts=heads)
     else: vggt = random_weights(VGGT(run.vggt, parts=heads))
     return vggt.eval().requires_grad_(False).to(device())
@@ -255,7 +261,7 @@ def feature_cache(run: RunCfg, root='runs') -> FeatureCache:
 
 def sight(run: RunCfg) -> Callable:
     "`(video, cams, known) -> Geometry`: the run's VGGT itself, asked anew each time."
-    return partial(features, eye(run), layers=run.layers, depth=run.memory is not None)
+    return partial(features, eye(run), layers=run.layers, depth=run.cache.depth)
 
 def train_run(run: RunCfg | EyeCfg,
               folder=None,              # default <root>/<name>; continued if it exists
@@ -288,7 +294,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c009
+# %% ../nbs/51_recipes.ipynb #51c022
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -316,7 +322,17 @@ def tiny_tokens_full() -> RunCfg:
 
 def tiny_memory() -> RunCfg:
     "Points remembered from the window's known frames and from four others of the same walk, splatted into every frame."
-    return _variant('tiny_memory', memory=MemoryCfg(), history=4)
+    return _variant('tiny_memory', memory=MemoryCfg(), history=4, cache=CacheCfg(depth=True))
+
+def tiny_align() -> RunCfg:
+    "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees. No part of this is there when it generates."
+    run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.01, scale=.001), train_base=True, task=PrefixMixture())
+    return run.replace(train=run.train.replace(scale=(('base.', .1),)))
+
+def tiny_all() -> RunCfg:
+    "Three injectors at once on the frozen base."
+    run = tiny_control()
+    return run.replace(name='tiny_all', tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True))
 
 def tiny_discrete() -> RunCfg:
     "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
@@ -356,10 +372,16 @@ def re10k_tokens() -> RunCfg:
 
 def re10k_memory() -> RunCfg:
     "Points remembered from a window and eight other frames of its clip, splatted at half the resolution."
-    return _large('re10k_memory', memory=MemoryCfg(size=128, points=131_072, mid=2), history=8)
+    return _large('re10k_memory', memory=MemoryCfg(size=128, points=131_072, mid=2), history=8,
+                  cache=CacheCfg(depth=True))
 
-RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory,
-                                   re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory)}
+def re10k_align() -> RunCfg:
+    "Geometry Forcing's own setting: the whole model learns slowly, its third level is held against VGGT."
+    steps = TrainCfg(steps=10_000, lr=8e-6, warmup=1000, decay=0., ema=.9999, precision='bf16', save_every=500)
+    return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), train=steps)
+
+RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align,
+                                   tiny_all, re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory, re10k_align)}
 
 # %% ../nbs/51_recipes.ipynb #51c018
 def table(rows: list[dict]) -> HTML:
