@@ -296,7 +296,7 @@ class UViT3DPose(nn.Module):
         y[:, rest] = h
         return y
 
-# %% ../nbs/21_uvit.ipynb #21c058
+# %% ../nbs/21_uvit.ipynb #21c069
 @patch
 def rays(self: UViT3DPose, cams: Float[Tensor, 'b t 16']) -> Float[Tensor, 'b t r h w']:
     "The ray encoding this model reads: at its token grid or at its pixels."
@@ -324,14 +324,15 @@ def pose_cond(self: UViT3DPose, cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b
 
 @patch
 def run_level(self: UViT3DPose, level: Level, section: str, i: int,        # a level of this model or a copy; its name and grid
-              h: Float[Tensor, 'f c h w'], noise: Float[Tensor, 'b t e'], pose: PoseCond, keep=None, at=lambda name, h: h):
+              h: Float[Tensor, 'f c h w'], noise: Float[Tensor, 'b t e'], pose: PoseCond, keep=None, at=lambda name, h: h,
+              recompute: bool | None = None):                              # gradient checkpointing; None: as the config says
     "One level with what this model knows of it: where tokens stand, and whether to recompute."
     c, t, rope = self.cfg, noise.shape[1], None
     if c.blocks[i] != 'R' and c.pos == 'learned_1d': h = self.pos_embs[str(i)](h, t)
     elif c.blocks[i] != 'R':
         kind, pace = dict(T=TransformerBlock, A=AxialTransformerBlock)[c.blocks[i]], min(1., c.rope_frames/t) if c.rope_frames else 1.
         rope = kind.rope(c.channels[i]//c.heads, t, *h.shape[-2:], pace, h.device)
-    return level(h, noise, pose, section, keep, at, rope, bool(c.checkpoint) and c.checkpoint[i])
+    return level(h, noise, pose, section, keep, at, rope, bool(c.checkpoint) and c.checkpoint[i] if recompute is None else recompute)
 
 @patch
 def sections(self: UViT3DPose) -> dict:
