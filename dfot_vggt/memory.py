@@ -42,7 +42,7 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
           cams: Float[Tensor, 'b t 16'],
           size: int,                            # pixels a side
           near: float = .05,                    # what is this much farther than the nearest is hidden
-          lead: float = .1                      # a generated point hides a given one only if it is this much nearer
+          lead: float = .1                      # a generated point is seen beside or before a given one only if it is this much nearer
           ) -> tuple[Float[Tensor, 'b t c2 {size} {size}'], Float[Tensor, 'b t 1 {size} {size}']]:
     "Points as cameras see them: `(what they carry, then their depth; 1 where something is seen)`, 0 in the holes."
     (b, n, _), t, pixels = points.shape, cams.shape[1], len(cams)*cams.shape[1]*size*size
@@ -56,10 +56,10 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
         i, j = top.long() + dy, left.long() + dx
         inside = (i >= 0) & (i < size) & (j >= 0) & (j < size)
         part = (1 - (x - left - dx).abs())*(1 - (y - top - dy).abs())
-        return torch.where(inside, (frame*size + i)*size + j, 0), torch.where(inside, part, 0.)
+        return torch.where(inside, (frame*size + i)*size + j, 0), torch.where(inside & (part > .01), part, 0.)
     pixel, part = (torch.cat(a) for a in zip(tap(0, 0), tap(1, 0), tap(0, 1), tap(1, 1)))
     row, z = row.repeat(4), z.repeat(4)
-    rank = z*torch.where(given.flatten()[row], 1., 1 + lead)
+    rank = z*torch.where(given.flatten()[row], 1., (1 + near)*(1 + lead))
     first = z.new_full((pixels,), math.inf).scatter_reduce(0, pixel, rank.where(part > 0, math.inf), 'amin')
     top = ((part > 0) & (rank <= (1 + near)*first[pixel])).nonzero()[:, 0]
     pixel, part, row, z = pixel[top], part[top], row[top], z[top]
@@ -70,14 +70,14 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
     maps = torch.where(covered, torch.cat([sums[:, :-1], depth], 1)/sums[:, -1:].clamp(min=.5), 0.)
     return tuple(m.unflatten(0, (b, t, size, size)).permute(0, 1, 4, 2, 3) for m in (maps, covered.to(maps.dtype)))
 
-# %% ../nbs/34_memory.ipynb #34c011
+# %% ../nbs/34_memory.ipynb #34c035
 @dataclass(frozen=True)
 class PointsCfg(Cfg):
     "How a memory is kept."
     size: int = 32           # points a side that are taken of a frame, and pixels a side of what is shown
     features: int = 32       # numbers to which a latent is reduced; 0: colours only
-    points: int = 16384      # most points of a clip
-    cell: float = .7         # side of a voxel, in steps between neighbouring points at the median depth of what came first
+    points: int = 32768      # most points of a clip
+    cell: float = 1.         # side of a voxel, in steps between neighbouring points at the median depth of what came first
     prior: float = .7        # one unit of VGGT in units of the cameras, where nothing else is known
     parallax: float = .03    # camera distance, in median depths, from which VGGT's cameras are heard about scale
     pull: float = .01        # by how much the colours must agree better for the scale to move by a factor of e
@@ -193,7 +193,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c018
+# %% ../nbs/34_memory.ipynb #34c024
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -217,7 +217,7 @@ class SpatialMemory:
         old = self.state or self._nothing(g)
         new = g.present & (index >= 0) & ~(index[..., None] == old['frames'][:, None]).any(-1)
         with torch.autocast(g.depth.device.type, enabled=False):
-            scale = find_scale(g, self.start(g), cfg)
+            scale = self.scale(g)
             points, what, z = lift(g, scale, cfg)
             first = middle(z, new)*cfg.cell/(cfg.size*standing(g, g.cams)[:, 0, 0])
             cell = torch.where((old['cell'] > 0) | first.isnan(), old['cell'], first)
@@ -235,11 +235,15 @@ class SpatialMemory:
               ) -> tuple:
         "`(maps 'b t c h w', visible 'b t 1 h w')`: RGB, features, depth; 0 where nothing is known."
         size = size or self.cfg.size
-        if not self.state: return cams.new_zeros(*cams.shape[:2], 4 + self.cfg.features, size, size), cams.new_zeros(*cams.shape[:2], 1, size, size)
+        if not self.state: return tuple(cams.new_zeros(*cams.shape[:2], c, size, size) for c in (4 + self.cfg.features, 1))
         expect(len(cams) == len(self), 'SpatialMemory.splat', f'cameras of the {len(self)} clips inside (b)', len(cams),
                'ask for the clips that were added')
         m = self.state
         return splat(m['points'], m['what'], m['weight'], m['given'], cams, size)
+
+    def scale(self, geometry: Geometry) -> Float[Tensor, 'b']:
+        "One unit of the depth in `geometry` in units of the known cameras."
+        return find_scale(geometry, self.start(geometry), self.cfg)
 
     def start(self, geometry: Geometry) -> Float[Tensor, 'b']:
         "A guess of the scale: depth in memory by the new one, where both see a surface; else the scale so far; else the prior."
@@ -262,7 +266,7 @@ class SpatialMemory:
         expect(g.depth is not None, me, 'geometry with depth, poses and images', 'one without', 'make it with features(..., depth=True)')
         expect(len(self) in (0, len(g)), me, f'the {len(self)} clips (b) that are inside', len(g), 'one memory for one batch of clips')
         for name, x in dict(index=index, given=given).items():
-            expect(x.shape == g.index.shape, f'{me}: {name}', f'one per slot, b s = {tuple(g.index.shape)}', tuple(x.shape), 'pass it for all')
+            expect(x.shape == g.index.shape, f'{me}: {name}', f'one per slot, {tuple(g.index.shape)} (b s)', tuple(x.shape), 'pass all')
         bad = ~(g.depth.isfinite() & (g.depth >= 0)).flatten(2).all(-1) & g.present
         expect(not bad.any(), f'{me}: depth', 'finite numbers, 0 where unknown', f'{int(bad.sum())} frames with others',
                'look at what VGGT was shown')
