@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIB = 'dfot_vggt'
 CHAPTERS = ['Instruments', 'Worlds', 'Denoiser', 'Geometry in', 'Learning', 'Using']                   # by the tens digit
 SPINE = 'core trace camera clips uvit diffusion sampling features control train'.split()               # what everyone reads
-LEAVES = 'context tokens memory align tracks prefer metrics explore'.split()                           # what can be deleted
+LEAVES = 'context tokens memory recall align tracks prefer metrics explore'.split()                           # what can be deleted
 USERS = 'explore recipes study'.split()                                                                # who may import a leaf
 EXPORT = {'export', 'exports', 'exporti'}
 

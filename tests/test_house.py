@@ -42,7 +42,8 @@ def test_imports_only_from_earlier_rooms(room):
 @each_room
 def test_leaves_can_be_deleted(room):
     if room.name in rooms.USERS: return
-    assert not room.imports(exported_only=True) & set(rooms.LEAVES)
+    suite = {r.name for r in ROOMS if r.number == room.number}                         # a leaf of several rooms goes as a whole
+    assert not room.imports(exported_only=True) & set(rooms.LEAVES) - suite
 
 @each_room
 def test_every_export_is_tested(room):
@@ -52,7 +53,7 @@ def test_every_export_is_tested(room):
 @each_room
 def test_size(room): assert room.lines < 450, f'{room.name}: {room.lines} exported lines; is this one idea?'
 
-def test_whole_size(): assert sum(r.lines for r in ROOMS) < 7500    # of about 30 rooms: 200 lines each, blank ones not counted
+def test_whole_size(): assert sum(r.lines for r in ROOMS) < 200*len(ROOMS)    # exported lines, blank ones not counted
 
 # --- cells
 
