@@ -133,7 +133,7 @@ def publish(at: Path, write: Callable) -> bool:
     finally: aside.unlink(missing_ok=True)
     return True
 
-# %% ../nbs/35_shards.ipynb #35c043
+# %% ../nbs/35_shards.ipynb #35c056
 FORMAT = 2    # of a shard; another number is another folder. 1 was one file per window
 PARTS = ('latents', 'camera', 'depth', 'poses')    # what a shard may hold of a frame; the last two come together
 
@@ -162,17 +162,19 @@ def opened(path):
     finally: os.close(fd)
 
 def contents(fd: int) -> tuple[dict, dict]:
-    "`(metadata, {name: Rows})` of a safetensors file, from its header. Anything but `ValueError` is a bug of ours."
+    "`(metadata, {name: Rows})` of a safetensors file, from its header. Raises `ValueError`."
     size, n = os.fstat(fd).st_size, int.from_bytes(os.pread(fd, 8, 0), 'little')
     try:
         head = json.loads(os.pread(fd, min(n, size), 8))
         told, ends = head.pop('__metadata__', {}), [8 + n, *(8 + n + x['data_offsets'][1] for x in head.values())]
         rows = {k: Rows(8 + n + x['data_offsets'][0], DTYPES[x['dtype']], tuple(x['shape'])) for k, x in head.items()}
         whole = max(ends) == size and all(r.start + r.shape[0]*r.row in ends for r in rows.values())
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e: raise ValueError(f'its header cannot be read ({type(e).__name__})') from e
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
+        raise ValueError(f'its header cannot be read ({type(e).__name__})') from e
     if not whole: raise ValueError(f'{size} bytes are not what its header promises')
     return told, rows
 
+# %% ../nbs/35_shards.ipynb #35c065
 class Shard:
     "A file of many windows. Opening reads and checks its index, not its numbers; no file stays open. Raises `ValueError`."
     def __init__(self, path, kind: str | None = None):     # kind: what the latents must be; None: anything
