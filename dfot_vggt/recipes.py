@@ -10,11 +10,11 @@ __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg'
            're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table', 'diff',
            'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c009
+# %% ../nbs/51_recipes.ipynb #51c004
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -294,7 +294,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c022
+# %% ../nbs/51_recipes.ipynb #51c017
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -325,7 +325,7 @@ def tiny_memory() -> RunCfg:
     return _variant('tiny_memory', memory=MemoryCfg(), history=4, cache=CacheCfg(depth=True))
 
 def tiny_align() -> RunCfg:
-    "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees. No part of this is there when it generates."
+    "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees."
     run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.01, scale=.001), train_base=True, task=PrefixMixture())
     return run.replace(train=run.train.replace(scale=(('base.', .1),)))
 
@@ -380,8 +380,9 @@ def re10k_align() -> RunCfg:
     steps = TrainCfg(steps=10_000, lr=8e-6, warmup=1000, decay=0., ema=.9999, precision='bf16', save_every=500)
     return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), train=steps)
 
-RECIPES = {f.__name__: f for f in (tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align,
-                                   tiny_all, re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory, re10k_align)}
+RECIPES = {f.__name__: f for f in (
+    tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align, tiny_all,
+    re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory, re10k_align)}
 
 # %% ../nbs/51_recipes.ipynb #51c018
 def table(rows: list[dict]) -> HTML:
@@ -390,16 +391,21 @@ def table(rows: list[dict]) -> HTML:
     body = ''.join('<tr>' + ''.join(f'<td>{v}</td>' for v in r.values()) + '</tr>' for r in rows)
     return HTML(f'<table><tr>{head}</tr>{body}</table>')
 
-# %% ../nbs/51_recipes.ipynb #51c075
-def _flat(o, at=''):
-    "Nested dicts as one, with dotted names."
-    if isinstance(o, dict): return {k: v for n, part in o.items() for k, v in _flat(part, f'{at}.{n}' if at else n).items()}
-    return {at: o}
-
-def diff(a: Cfg, b: Cfg) -> dict[str, tuple]:
+# %% ../nbs/51_recipes.ipynb #51c023
+def diff(a: Cfg, b: Cfg, at: str = '') -> dict[str, tuple]:
     "{field: (value in a, value in b)} for every field in which two runs differ; `None` where a run has no such part."
-    a, b = _flat(a.to_dict()), _flat(b.to_dict())
-    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+    out = {}
+    for name in dict.fromkeys(f.name for run in (a, b) for f in fields(run)):
+        x, y = getattr(a, name, None), getattr(b, name, None)
+        if isinstance(x, Cfg) and type(x).__name__ == type(y).__name__: out |= diff(x, y, f'{at}{name}.')
+        elif x != y: out[f'{at}{name}'] = x, y
+    return out
+
+def _brief(o) -> str:
+    "A value; of a part its name, and what is not as it is by default."
+    if not isinstance(o, Cfg): return str(o)
+    told = [f'{f.name}={_brief(getattr(o, f.name))}' for f in fields(o) if getattr(o, f.name) != f.default]
+    return f'{type(o).__name__}({", ".join(told)})'
 
 def _named(name: str) -> RunCfg | EyeCfg:
     expect(name in RECIPES, 'recipe', f'one of {", ".join(RECIPES)}', repr(name), 'correct the name', error=KeyError)
@@ -417,7 +423,7 @@ def show_diff(a: str, b: str):     # names of recipes; 'baseline': what the othe
     "The fields in which two recipes differ, as a table."
     a, b = (baseline(other) if name == 'baseline' else name for name, other in ((a, b), (b, a)))
     rows = diff(_named(a), _named(b)).items()
-    return table([{'field': f'<code>{k}</code>', a: x, b: y} for k, (x, y) in rows])
+    return table([{'field': f'<code>{k}</code>', a: _brief(x), b: _brief(y)} for k, (x, y) in rows])
 
 # %% ../nbs/51_recipes.ipynb #51c053
 def ship(folder, name: str, to):
