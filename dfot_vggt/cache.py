@@ -104,7 +104,7 @@ def _prune(run, root, also, only_look):
     for path, size in gone.items(): print(f'  {"would go" if only_look else "removed"}: {path.relative_to(folder)}, {size/1e6:,.3f} MB')
     print(f'{folder}: {len(gone)} files {"would be " if only_look else ""}removed, {sum(gone.values())/1e6:,.1f} MB')
 
-# %% ../nbs/54_cache.ipynb #54c046
+# %% ../nbs/54_cache.ipynb #54c019
 @call_parse
 def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that a run saved
                root: str = 'runs',      # where worlds and features are kept
@@ -120,11 +120,12 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that 
            also: str = ''):         # with --prune: more YAML files, or folders of them, in which recipes are written; separated by commas
     """Fill the cache with what VGGT says of a recipe's windows. Start it as often as there are cores or machines, and again after a crash.
     A training reads what its recipe says: grid, channels, dtype and finite are options here so that choices can be priced and compared.
-    Examples: `dfot_cache tiny_control`, `dfot_cache re10k_control --finite 65725 --plan --rate 400`, `dfot_cache tiny_control --prune --plan`,
-    `torchrun --nproc_per_node 2 -m dfot_vggt.cache tiny_control`"""
+    Examples: `dfot_cache my.yaml`, `dfot_cache re10k_control --finite 65725 --plan --rate 400`, `dfot_cache my.yaml --prune --plan`,
+    `torchrun --nproc_per_node 2 -m dfot_vggt.cache my.yaml`"""
     run, chosen = recipe_of(recipe), dict(grid=grid, channels=channels, dtype=dtype)
     pruned, planned = partial(_prune, also=also.split(',') if also else (), only_look=plan), partial(_plan, rate=rate)
-    asked = [do for do, wanted in ((planned, plan and not prune), (_verify, verify), (_repair, repair), (pruned, prune)) if wanted] or [_fill]
+    each = (planned, plan and not prune), (_verify, verify), (_repair, repair), (pruned, prune)
+    asked = [do for do, wanted in each if wanted] or [_fill]
     expect(len(asked) == 1, 'dfot_cache', 'one of --plan, --verify, --repair, --prune', len(asked), 'call it twice', error=SystemExit)
     try:
         if isinstance(run, RunCfg):

@@ -46,7 +46,7 @@ def listing(name: str,                          # of the list
     return Listing(name, {shard: [windows[j][1] for j in cut] for shard, cut in work.items()},
                    lambda shard: (read(j) for j in work[shard]))
 
-# %% ../nbs/37_fill.ipynb #37c028
+# %% ../nbs/37_fill.ipynb #37c011
 def flops(cfg: AggregatorCfg,        # sizes of VGGT
           layers: tuple,             # it stops after the last of them
           sizes: Sequence) -> float: # known frames of each window
@@ -58,11 +58,15 @@ def flops(cfg: AggregatorCfg,        # sizes of VGGT
 def per_frame(cfg: AggregatorCfg, layers: tuple) -> tuple[int, int]:
     "FLOPs of VGGT for each frame, and for each pair of frames (a frame is a pair with itself, too)."
     def counted(s):
-        with torch.no_grad(), flop_counter() as count: model(torch.empty(1, s, 3, cfg.img_size, cfg.img_size, device='meta'), layers)
+        with torch.no_grad(), flop_counter() as count:
+            _empty(cfg)(torch.empty(1, s, 3, cfg.img_size, cfg.img_size, device='meta'), layers)
         return count.get_total_flops()
-    with torch.device('meta'): model = Aggregator(cfg)
     one, two = counted(1), counted(2)
     return 2*one - two//2, two//2 - one
+
+@lru_cache
+def _empty(cfg):
+    with torch.device('meta'): return Aggregator(cfg)
 
 @dataclass(frozen=True)
 class Plan:
