@@ -39,7 +39,7 @@ def _both(a, b):
     def then(c, h): return c(h) if callable(c) else h + c
     return lambda h: then(b, then(a, h))
 
-# %% ../nbs/44_inject.ipynb #44c014
+# %% ../nbs/44_inject.ipynb #44c001
 class Injected(nn.Module):
     "A base and what is laid into it: trained together, saved together."
     def __init__(self, base: UViT3DPose,
@@ -47,7 +47,8 @@ class Injected(nn.Module):
                  train_base: bool = False): # False: frozen, in eval mode, and no part of this module
         super().__init__()
         for name, part in parts.items():
-            expect(getattr(part, 'base', base) is base, f'Injected: {name}', 'a part made on this base', 'one made on another', 'make it anew')
+            same = getattr(part, 'base', base) is base
+            expect(same, f'Injected: {name}', 'a part made on this base', 'one made on another', 'make it anew')
         self.parts, self.train_base = nn.ModuleDict(parts), train_base
         self.register_buffer('base_hash', base_hash(base))
         self.register_load_state_dict_pre_hook(_same_base)
@@ -81,7 +82,7 @@ class Injected(nn.Module):
         return super()._apply(fn, recurse)
 
 def base_hash(base: nn.Module) -> UInt8[Tensor, '16']:
-    "Hash of a model's weights, as bytes; zeros where it has none yet (on the meta device)."
+    "Hash of a model's weights as they are, as bytes: rounded ones are another base. Zeros where there are none yet (on the meta device)."
     state = base.state_dict()
     if any(w.is_meta for w in state.values()): return torch.zeros(16, dtype=torch.uint8)
     return torch.tensor([*bytes.fromhex(digest(*(x for item in state.items() for x in item)))], dtype=torch.uint8)
@@ -144,10 +145,11 @@ def window_geometry(features: Callable,                    # (video, cams, known
     t, history = known.shape[1], batch.video.shape[1] - known.shape[1]
     return features(batch.video, batch.cams, torch.cat([known, known.new_ones(len(known), history)], 1)).within(t)
 
-# %% ../nbs/44_inject.ipynb #44c047
+# %% ../nbs/44_inject.ipynb #44c048
 @dataclass(frozen=True)
 class Rivals:
-    "Loss of every held-out window with the right geometry, with another scene's, and with none."
+    "Loss of every held-out window, and of its two rivals: the same window with another scene's geometry, and with none."
+    keys: list                       # the scene of each window
     right: Float[Tensor, 'b']
     other: Float[Tensor, 'b']
     none: Float[Tensor, 'b']
@@ -155,17 +157,19 @@ class Rivals:
     @classmethod
     def cat(cls, several: Sequence['Rivals']) -> 'Rivals':
         "Of all windows together."
-        return cls(*(torch.cat([getattr(r, n) for r in several]) for n in ('right', 'other', 'none')))
+        return cls([k for r in several for k in r.keys], *(torch.cat([getattr(r, n) for r in several]) for n in ('right', 'other', 'none')))
 
     def share(self, than: str = 'other') -> float:
         "Share of windows whose loss is lower with the right geometry."
         return float((self.right < getattr(self, than)).double().mean())
 
     def gap(self, than: str = 'other', draws: int = 10_000, seed: int = 0) -> tuple:
-        "Mean of (loss with `than`) - (loss with the right one), and its 95 % interval: windows drawn again with replacement."
-        d = (getattr(self, than) - self.right).double()
-        means = d[torch.randint(len(d), (draws, len(d)), generator=rng(seed, 'bootstrap'))].mean(1)
-        return float(d.mean()), *means.quantile(torch.tensor([.025, .975], dtype=torch.float64)).tolist()
+        "Mean over scenes of (loss with `than`) - (loss with the right one), and its 95 % interval: scenes drawn again with replacement."
+        scenes, d = {k: i for i, k in enumerate(dict.fromkeys(self.keys))}, (getattr(self, than) - self.right).double()
+        at = torch.tensor([scenes[k] for k in self.keys])
+        mean = torch.zeros(len(scenes), dtype=d.dtype).index_add(0, at, d)/at.bincount()
+        means = mean[torch.randint(len(mean), (draws, len(mean)), generator=rng(seed, 'bootstrap'))].mean(1)
+        return float(mean.mean()), *means.quantile(torch.tensor([.025, .975], dtype=torch.float64)).tolist()
 
     def __str__(self):
         def line(than, words):
@@ -180,8 +184,10 @@ def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tens
            draws: int = 8,                            # of noise, per window; one level each
            logsnr: tuple = (-8., -2.),                # the levels are spread over this range
            seed: int = 0) -> Rivals:
-    "Loss of the asked frames of each window under three geometries and equal noise; batches of one clip have no rival."
-    expect(len(batch) > 1, 'rivals', 'at least 2 clips (b), of different scenes', len(batch), 'put more windows into the batch')
+    "Loss of the asked frames of each window under three geometries and equal noise; the next clip of the batch is the other scene."
+    following = [*batch.keys[1:], batch.keys[0]]
+    expect(all(a != b for a, b in zip(batch.keys, following)), 'rivals: batch', 'another scene after every clip (b), and after the last',
+           batch.keys, 'put windows of different scenes side by side')
     base, t = model.eval().base.eval(), known.shape[1]
     x0, cams, asked = base.normalise(batch.video[:, :t]), batch.cams[:, :t], ~known
     cond, rungs = base.pose_cond(cams), diffusion.table('logsnr', x0.device)
@@ -190,15 +196,15 @@ def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tens
     total = dict.fromkeys(say, 0.)
     for i, level in enumerate(torch.linspace(*logsnr, draws).tolist()):
         k = int((rungs - level).abs().argmin())
-        at = torch.where(known, 0, k)
+        at = torch.where(known, 0, k)                          # as in training, where a given frame stands at time 0
         drawn = [torch.randn(x0.shape[1:], generator=rng(seed, 'rivals', key, *index[:t].tolist(), i))
                  for key, index in zip(batch.keys, batch.index)]
         noise = torch.stack(drawn).to(x0)
-        x, told = diffusion.q_sample(x0, at, noise), diffusion.net_level(at)
+        x, levels = diffusion.q_sample(x0, at, noise), diffusion.net_level(at)
         for name, speak in say.items():
-            out = base(x, told, cond, control=speak and speak(x, told))
+            out = base(x, levels, cond, control=speak and speak(x, levels))
             total[name] = total[name] + diffusion.loss(out, x0, noise, at, asked)*t/asked.sum(1)/draws
-    return Rivals(**{name: loss.float().cpu() for name, loss in total.items()})
+    return Rivals(batch.keys, **{name: loss.float().cpu() for name, loss in total.items()})
 
 def draw_rivals(r: Rivals, title: str = '') -> Fig:
     "A point per window: its loss with the right geometry, and with another scene's or none. Above the line, the right one helps."
@@ -209,9 +215,9 @@ def draw_rivals(r: Rivals, title: str = '') -> Fig:
     return fig([line, *points], xaxis=dict(title='loss with the right geometry', type='log'), height=340,
                yaxis=dict(title='loss with ...', type='log'), title=title)
 
-# %% ../nbs/44_inject.ipynb #44c054
+# %% ../nbs/44_inject.ipynb #44c069
 class Guide:
-    "What `rollout` takes as `geometry`. A part with `memory()` carries one through the walk, and reads it instead of the window's geometry."
+    "What `rollout` takes as `geometry`. A part with `memory()` carries one through the walk, and reads it instead of the window."
     def __init__(self, model: Injected,
                  features: Callable):        # (video, cams, known) -> Geometry; with depth, if a part carries a memory
         self.model, self.features = model.eval(), features
@@ -226,7 +232,7 @@ class Guide:
 
     def remember(self, video, cams, mask, index):
         "The window is whole: all its frames are known now."
-        if self.memories: self._add(self.features(video, cams, torch.ones_like(mask) > 0), mask, index)
+        if self.memories: self._add(self.features(video, cams, mask >= 0), mask, index)
 
     def _add(self, geometry, mask, index):
         rows, at = torch.arange(len(mask), device=mask.device)[:, None], geometry.index.clamp(min=0)
