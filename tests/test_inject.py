@@ -9,10 +9,13 @@ from dfot_vggt.aggregator import random_weights
 from dfot_vggt.clips import Batch
 from dfot_vggt.control import ControlCfg, Probe, alive, branches, light, no_leak, same_output
 from dfot_vggt.core import LoadError
+from dfot_vggt.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.features import features
-from dfot_vggt.inject import Injected, base_hash, heard, load_injected, window_geometry
+from dfot_vggt.guidance import HistoryGuidance
+from dfot_vggt.inject import Guide, Injected, base_hash, heard, load_injected, window_geometry
 from dfot_vggt.recall import MemoryCfg
 from dfot_vggt.recipes import PARTS
+from dfot_vggt.rollout import stream
 from dfot_vggt.scenes import Room, render, walk
 from dfot_vggt.tokens import TokenCfg
 from dfot_vggt.trace import liveness
@@ -166,3 +169,27 @@ def test_mis_shaped_parts_are_named_and_nothing_is_loaded(name, base, tmp_path):
     before = {n: p.clone() for n, p in wide.state_dict().items()}
     with pytest.raises(LoadError, match=rf'mis-shaped: parts\.{name}\.'): load_injected(wide, file)
     assert all(torch.equal(p, before[n]) for n, p in wide.state_dict().items())
+
+# --- a walk
+
+@together
+def test_a_walk_goes_on_where_it_stopped(names, base, world):
+    "Memory included: what `Guide` puts down after a window and takes up again gives the same frames, bit for bit."
+    net, cams = trained(base, names), torch.stack([walk(Room(i))[:16:2] for i in (3, 4)])
+    first = torch.stack([render(Room(i), c[:1], 32).rgb for i, c in zip((3, 4), cams)])
+    def walk_on(guide, past=None):
+        return stream(base, make_diffusion(DiffusionCfg.world()), first, cams, 2, steps=2, geometry=guide, past=past,
+                      guidance=HistoryGuidance.vanilla(1.5))
+    guide, made, places = Guide(net, world.look), [], []
+    for new, past in walk_on(guide):
+        made.append(new)
+        places.append((past, {n: x.clone() for n, x in guide.state_dict().items()}))
+    assert sum(x.shape[1] for x in made) == 8 and len(places) > 3
+    assert bool(guide.state_dict()) == ('memory' in names)
+    again = Guide(net, world.look)
+    again.load_state_dict(places[2][1])
+    rest = [new for new, _ in walk_on(again, places[2][0])]
+    assert torch.equal(torch.cat(rest, 1), torch.cat(made[3:], 1))
+    if 'memory' in names:
+        forgetful = [new for new, _ in walk_on(Guide(net, world.look), places[2][0])]
+        assert not torch.equal(torch.cat(forgetful, 1), torch.cat(made[3:], 1)), 'without its memory another walk'
