@@ -34,7 +34,7 @@ def total(members, start,                     # `bags`
     if not len(members): return table.new_zeros(len(start), table.shape[1])
     return F.embedding_bag(row[members], table, start, mode='sum', per_sample_weights=weight[members])
 
-# %% ../nbs/34_memory.ipynb #34c008
+# %% ../nbs/34_memory.ipynb #34c011
 def splat(points: Float[Tensor, 'b n 3'],       # in the world
           what: Float[Tensor, 'b n c'],         # they carry
           weight: Float[Tensor, 'b n'],         # 0: no point
@@ -42,7 +42,7 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
           cams: Float[Tensor, 'b t 16'],
           size: int,                            # pixels a side
           near: float = .05,                    # what is this much farther than the nearest is hidden
-          lead: float = .1                      # a generated point is seen beside or before a given one only if it is this much nearer
+          lead: float = .1                      # a generated point hides a given one only if it is this much nearer
           ) -> tuple[Float[Tensor, 'b t c2 {size} {size}'], Float[Tensor, 'b t 1 {size} {size}']]:
     "Points as cameras see them: `(what they carry, then their depth; 1 where something is seen)`, 0 in the holes."
     (b, n, _), t, pixels = points.shape, cams.shape[1], len(cams)*cams.shape[1]*size*size
@@ -59,10 +59,13 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
         return torch.where(inside, (frame*size + i)*size + j, 0), torch.where(inside & (part > .01), part, 0.)
     pixel, part = (torch.cat(a) for a in zip(tap(0, 0), tap(1, 0), tap(0, 1), tap(1, 1)))
     row, z = row.repeat(4), z.repeat(4)
-    rank = z*torch.where(given.flatten()[row], 1., (1 + near)*(1 + lead))
-    first = z.new_full((pixels,), math.inf).scatter_reduce(0, pixel, rank.where(part > 0, math.inf), 'amin')
-    top = ((part > 0) & (rank <= (1 + near)*first[pixel])).nonzero()[:, 0]
-    pixel, part, row, z = pixel[top], part[top], row[top], z[top]
+    own = given.flatten()[row]
+    def nearest(which): return z.new_full((pixels,), math.inf).scatter_reduce(0, pixel, z.where(which & (part > 0), math.inf), 'amin')
+    true, guessed = nearest(own), nearest(~own)
+    guess = guessed < (1 - lead)*true                                          # pixels where what was generated stands in front, or alone
+    front = torch.where(guess, guessed, true)
+    shown = ((part > 0) & (own != guess[pixel]) & (z <= (1 + near)*front[pixel])).nonzero()[:, 0]
+    pixel, part, row, z = pixel[shown], part[shown], row[shown], z[shown]
     of_pixel = bags(pixel, pixels)
     sums = total(*of_pixel, torch.cat([what, torch.ones_like(what[..., :1])], -1).flatten(0, 1), row, part)
     depth = total(*of_pixel, z[:, None], torch.arange(len(z), device=z.device), part)
@@ -82,9 +85,9 @@ class PointsCfg(Cfg):
     parallax: float = .03    # camera distance, in median depths, from which VGGT's cameras are heard about scale
     pull: float = .01        # by how much the colours must agree better for the scale to move by a factor of e
 
-# %% ../nbs/34_memory.ipynb #34c012
+# %% ../nbs/34_memory.ipynb #34c030
 def at_grid(depth: Float[Tensor, 'b s h w'], size: int) -> Float[Tensor, 'b s {size} {size}']:
-    "Depth on another grid, by its inverse: that of a plane is linear in the image. 0 (unknown) where a neighbour is unknown."
+    "Depth on another grid by its inverse, which on a plane is linear in the image; mixed across edges. 0 where a neighbour is unknown (0)."
     if depth.shape[-2:] == (size, size): return depth
     known = (depth > 0).to(depth.dtype)
     both = torch.stack([known/depth.clamp(min=1e-9), known], 2).flatten(0, 1)
@@ -193,7 +196,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c024
+# %% ../nbs/34_memory.ipynb #34c058
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -216,17 +219,20 @@ class SpatialMemory:
         self._check(g, index, given)
         old = self.state or self._nothing(g)
         new = g.present & (index >= 0) & ~(index[..., None] == old['frames'][:, None]).any(-1)
+        self.state = old
+        if not new.any(): return self
         with torch.autocast(g.depth.device.type, enabled=False):
             scale = self.scale(g)
             points, what, z = lift(g, scale, cfg)
-            first = middle(z, new)*cfg.cell/(cfg.size*standing(g, g.cams)[:, 0, 0])
+            first = middle(z, new)*cfg.cell/(cfg.size*torch.where(new, g.cams[..., 0], math.nan).nanmedian(1).values)
             cell = torch.where((old['cell'] > 0) | first.isnan(), old['cell'], first)
             weight = ((z > 0) & new[..., None, None]).to(z.dtype).flatten(1)
             def each(x): return x[..., None, None].expand_as(z).flatten(1)
             more = dict(points=points, what=what, weight=weight, given=each(given), stamp=each(index))
             kept = pool(*(torch.cat([old[n], x], 1) for n, x in more.items()), cell, cfg.points)
+        inside = torch.cat([old['frames'], index.masked_fill(~new, EMPTY)], 1).sort(descending=True).values
         self.state = dict(**kept, cell=cell, scale=torch.where(new.any(1), scale, old['scale']),
-                          frames=torch.cat([old['frames'], index.masked_fill(~new, EMPTY)], 1))
+                          frames=inside[:, :int((inside >= 0).sum(1).max())])
         return self
 
     @torch.no_grad()
