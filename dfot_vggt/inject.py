@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['merge', 'Injected', 'base_hash', 'load_injected', 'heard', 'draw_heard', 'other_scene', 'window_geometry', 'Rivals',
-           'rivals', 'draw_rivals', 'Guide']
+           'at_level', 'rivals', 'draw_rivals', 'Guide']
 
 # %% ../nbs/44_inject.ipynb #44c004
 import math
@@ -145,7 +145,7 @@ def window_geometry(features: Callable,                    # (video, cams, known
     t, history = known.shape[1], batch.video.shape[1] - known.shape[1]
     return features(batch.video, batch.cams, torch.cat([known, known.new_ones(len(known), history)], 1)).within(t)
 
-# %% ../nbs/44_inject.ipynb #44c048
+# %% ../nbs/44_inject.ipynb #44c014
 @dataclass(frozen=True)
 class Rivals:
     "Loss of every held-out window, and of its two rivals: the same window with another scene's geometry, and with none."
@@ -178,6 +178,16 @@ class Rivals:
             return f'{words}: better in {self.share(than):.0%} of {len(self.right)} windows; {mean:.2e} [{low:.2e}, {high:.2e}] ({part})'
         return '\n'.join([line('other', "right geometry against another scene's"), line('none', 'right geometry against none')])
 
+def at_level(base: UViT3DPose, diffusion: Diffusion, batch: Batch, known: Bool[Tensor, 'b t'],
+             logsnr: float,                            # of the frames that are asked
+             *name) -> tuple:                          # (x0, noise, at, x, levels): clean, noise, rungs, noisy, what a network is told
+    "Windows at one noise level, known frames at time 0 as in training; the noise is a function of `name` and the window's own name."
+    t, x0 = known.shape[1], base.normalise(batch.video[:, :known.shape[1]])
+    at = torch.where(known, 0, int((diffusion.table('logsnr') - logsnr).abs().argmin()))
+    drawn = [torch.randn(x0.shape[1:], generator=rng(*name, key, *index[:t].tolist())) for key, index in zip(batch.keys, batch.index)]
+    noise = torch.stack(drawn).to(x0)
+    return x0, noise, at, diffusion.q_sample(x0, at, noise), diffusion.net_level(at)
+
 @torch.no_grad()
 def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tensor, 'b t'],
            features: Callable,                        # (video, cams, known) -> Geometry
@@ -188,19 +198,15 @@ def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tens
     following = [*batch.keys[1:], batch.keys[0]]
     expect(all(a != b for a, b in zip(batch.keys, following)), 'rivals: batch', 'another scene after every clip (b), and after the last',
            batch.keys, 'put windows of different scenes side by side')
+    expect(model.outlets, 'rivals', 'a part that reads geometry when a video is made', [*model.parts], 'there is nothing to ask it')
     base, t = model.eval().base.eval(), known.shape[1]
-    x0, cams, asked = base.normalise(batch.video[:, :t]), batch.cams[:, :t], ~known
-    cond, rungs = base.pose_cond(cams), diffusion.table('logsnr', x0.device)
+    cams, asked = batch.cams[:, :t], ~known
+    cond = base.pose_cond(cams)
     say = {name: model.window(cams, None, window_geometry(features, b, known))
            for name, b in dict(right=batch, other=other_scene(batch)).items()} | dict(none=None)
     total = dict.fromkeys(say, 0.)
     for i, level in enumerate(torch.linspace(*logsnr, draws).tolist()):
-        k = int((rungs - level).abs().argmin())
-        at = torch.where(known, 0, k)                          # as in training, where a given frame stands at time 0
-        drawn = [torch.randn(x0.shape[1:], generator=rng(seed, 'rivals', key, *index[:t].tolist(), i))
-                 for key, index in zip(batch.keys, batch.index)]
-        noise = torch.stack(drawn).to(x0)
-        x, levels = diffusion.q_sample(x0, at, noise), diffusion.net_level(at)
+        x0, noise, at, x, levels = at_level(base, diffusion, batch, known, level, seed, 'rivals', i)
         for name, speak in say.items():
             out = base(x, levels, cond, control=speak and speak(x, levels))
             total[name] = total[name] + diffusion.loss(out, x0, noise, at, asked)*t/asked.sum(1)/draws

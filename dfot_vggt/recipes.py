@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg'
            're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table', 'diff',
            'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
 
-# %% ../nbs/51_recipes.ipynb #51c004
+# %% ../nbs/51_recipes.ipynb #51c006
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ from .core import Cfg, asset, build, device, expect, load_report, read_tensors, 
 from .diffusion import DiffusionCfg, DiscreteCfg, make_diffusion
 from .features import digest, features
 from .fill import Listing, fill, listing, one_thread
-from .inject import Injected, Rivals, load_injected, rivals, window_geometry
+from .inject import Injected, Rivals, at_level, heard, load_injected, rivals, window_geometry
 from .recall import MemoryCfg, MemoryNet
 from .released import load_dfot
 from .scenes import make_re10k
@@ -294,14 +294,14 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c017
+# %% ../nbs/51_recipes.ipynb #51c022
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
 
 def _variant(name: str, **parts) -> RunCfg:
     "The shipped base under parts that read the shipped small VGGT; frozen, if the parts do not say otherwise."
-    steps = TrainCfg(steps=600, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
+    steps = TrainCfg(steps=400, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
     return tiny_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), eye='tiny_vggt.safetensors',
                                       layers=(2, 4), task=PrefixMixture(clips=1.), train=steps) | parts)
 
@@ -312,8 +312,9 @@ def tiny_control() -> RunCfg:
     return _variant('tiny_control', control=ControlCfg(**TINY, mid=3))
 
 def tiny_tokens() -> RunCfg:
-    "Learnable tokens that read VGGT and are read by the middle blocks of the frozen base."
-    return _variant('tiny_tokens', tokens=TokenCfg(**TINY))
+    "Learnable tokens that read VGGT, also of four frames that the base cannot see, and are read by its middle blocks. The base is frozen."
+    run = _variant('tiny_tokens', tokens=TokenCfg(**TINY), history=4)
+    return run.replace(train=run.train.replace(lr=2e-3))
 
 def tiny_tokens_full() -> RunCfg:
     "The same, and the base learns along, at a tenth of the rate."
@@ -326,7 +327,7 @@ def tiny_memory() -> RunCfg:
 
 def tiny_align() -> RunCfg:
     "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees."
-    run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.01, scale=.001), train_base=True, task=PrefixMixture())
+    run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.03, scale=.003), train_base=True, task=PrefixMixture())
     return run.replace(train=run.train.replace(scale=(('base.', .1),)))
 
 def tiny_all() -> RunCfg:
@@ -341,7 +342,7 @@ def tiny_discrete() -> RunCfg:
     return run.replace(name='tiny_discrete', model=told, diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
 
 def tiny_vggt() -> EyeCfg:
-    "A small VGGT, trained in the rooms of `tiny_base` with true depth and cameras. The shipped one was made in pieces: see `supervise`."
+    "A small VGGT, trained in the rooms of `tiny_base` with true depth and cameras."
     return EyeCfg('tiny_vggt', WorldCfg(skip=(1, 4)), train=TrainCfg(steps=4500, lr=7e-4, warmup=100, precision='bf16', save_every=100))
 
 def re10k() -> RunCfg:
@@ -367,8 +368,8 @@ def re10k_control() -> RunCfg:
     return _large('re10k_control', control=ControlCfg(**LARGE, mid=2))
 
 def re10k_tokens() -> RunCfg:
-    "32 wider tokens per frame on the released model."
-    return _large('re10k_tokens', tokens=TokenCfg(**LARGE, tokens=32, width=512, heads=8))
+    "32 wider tokens per frame on the released model, which read eight frames besides the window's."
+    return _large('re10k_tokens', tokens=TokenCfg(**LARGE, tokens=32, width=512, heads=8), history=8)
 
 def re10k_memory() -> RunCfg:
     "Points remembered from a window and eight other frames of its clip, splatted at half the resolution."
@@ -442,7 +443,7 @@ def ship(folder, name: str, to):
     with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in means))
     run.save(to/f'{name}.yaml')
 
-# %% ../nbs/51_recipes.ipynb #51c083
+# %% ../nbs/51_recipes.ipynb #51c031
 def right_or_wrong(run: RunCfg,
                    folder,                          # of the finished run
                    root='runs',                     # where worlds are kept
@@ -451,7 +452,7 @@ def right_or_wrong(run: RunCfg,
                    batch: int = 8,                  # windows at a time: of as many rooms, each the wrong one of another
                    to='nbs/studies/results',        # folder of the record; '': write none
                    **kw) -> Rivals:                 # logsnr, seed: see `rivals`
-    "Losses with the right geometry, another scene's, and none; written to `<name>_rivals.json`."
+    "Losses with the right geometry, another scene's, and none; written to `<name>_rivals.json`, with where it is heard at logSNR -5."
     model, t = load_run(learner(run).to(device()), folder), run.model.frames
     clips = Clips(run.world.folder(root), 'test', t, run.world.skip, run.model.size, seed=run.seed, history=run.history)
     expect(len(clips) >= batch and windows % batch == 0, 'right_or_wrong: batch', f'at most {len(clips)} rooms, and a divisor of {windows}',
@@ -462,11 +463,17 @@ def right_or_wrong(run: RunCfg,
         known = torch.stack([known_set(run, key, index[:t]) for key, index in zip(drawn.keys, drawn.index.tolist())])
         known[:, 0] = True                                                   # something must be known, or there is nothing to compare
         drawn = drawn.to(device())
-        parts.append(rivals(model, diffusion, drawn, known.to(drawn.video.device), look, draws, **kw))
+        known = known.to(drawn.video.device)
+        parts.append(rivals(model, diffusion, drawn, known, look, draws, **kw))
+        if not first:
+            *_, x, levels = at_level(model.base, diffusion, drawn, known, -5., run.seed, 'heard')
+            base = base_model(run).to(x.device)
+            where = heard(base, model, x, levels, drawn.cams[:, :t], window_geometry(look, drawn, known))
     found = Rivals.cat(parts)
-    losses = {name: [round(x, 7) for x in getattr(found, name).tolist()] for name in ('right', 'other', 'none')}
+    losses = dict(keys=found.keys) | {name: [round(x, 7) for x in getattr(found, name).tolist()] for name in ('right', 'other', 'none')}
     told = dict(recipe=run.key(), name=run.name, commit=commit(), seed=run.seed, steps=run.train.steps, windows=windows, draws=draws, **kw)
-    told |= dict(share=found.share(), gap=found.gap(), share_none=found.share('none'), gap_none=found.gap('none'), losses=losses)
+    told |= dict(share=found.share(), gap=found.gap(), share_none=found.share('none'), gap_none=found.gap('none'), losses=losses,
+                 heard={tap: [round(x, 7) for x in change.tolist()] for tap, change in where.items()})
     if to:
         with write_aside(Path(to)/f'{run.name}_rivals.json') as tmp: tmp.write_text(json.dumps(told, indent=1))
     print(f'{run.name}\n{found}')
