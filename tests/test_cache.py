@@ -233,8 +233,8 @@ def test_a_plan_computes_nothing(root):
 
 @pytest.mark.slow
 def test_components_are_the_same_for_two_processes(world, root):
-    "The basis is fitted once; whoever comes second reads it."
-    run = RUN.replace(cache=CacheCfg(grid=4, channels=16, dtype='bfloat16'))
+    "The basis is fitted once; whoever comes second reads it. Depth and poses are there, too."
+    run = RUN.replace(cache=CacheCfg(grid=4, channels=16, dtype='bfloat16', depth=True))
     (root/'mini.yaml').unlink(); run.save(root/'mini.yaml')
     for p in [launch(root), launch(root)]: finish(p)
     assert len(list((root/'features'/'bases').glob('*.safetensors'))) == 1 and len(list((root/'features').glob('*-v*'))) == 1
