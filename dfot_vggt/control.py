@@ -139,18 +139,19 @@ class ControlCfg(Cfg):
     mid: int = 1      # how many middle blocks are copied; 0 unless all levels are
     levels: int | None = None    # how many levels of the way down are copied, the finest first; None: all
 
-# %% ../nbs/32_control.ipynb #32c009
-def to_grid(linear: nn.Linear, x: Float[Tensor, 'f h w d'], size: int) -> Float[Tensor, 'f c size size']:
-    "A linear map of every cell and a change of grid: pooling before it, stretching after it."
-    if size >= min(x.shape[1:3]): return regrid(linear(x).movedim(-1, 1), (size, size))
+# %% ../nbs/32_control.ipynb #32c004
+def to_grid(conv: nn.Conv2d, x: Float[Tensor, 'f h w d'], size: int) -> Float[Tensor, 'f c size size']:
+    "A 1x1 convolution, as one matrix product, and a change of grid: pooling before it, stretching after it."
+    def mapped(x): return F.linear(x, conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    if size >= min(x.shape[1:3]): return regrid(mapped(x), (size, size))
     x = (area_mean(x.shape[1], size, x) @ x.flatten(2)).unflatten(2, x.shape[2:])         # rows, then columns; channels stay side by side
-    return linear(area_mean(x.shape[2], size, x) @ x).movedim(-1, 1)
+    return mapped(area_mean(x.shape[2], size, x) @ x)
 
 class ControlNet(Copies):
     "Copies that read VGGT's latents of the known frames through zero layers."
     def __init__(self, base: UViT3DPose, cfg: ControlCfg):
         super().__init__(base, cfg)
-        self.entry = nn.ModuleList(zero_init(nn.Linear(cfg.latent, c)) for c, _ in self.places)
+        self.entry = nn.ModuleList(zero_init(nn.Conv2d(cfg.latent, c, 1)) for c, _ in self.places)
         self.camera = zero_init(nn.Linear(cfg.camera, base.cfg.emb))
         self.unknown = nn.ParameterList(torch.zeros(c) for c in (*(c for c, _ in self.places), base.cfg.emb))
 
@@ -163,8 +164,8 @@ class ControlNet(Copies):
         expect(bool((index < t).all()), 'ControlNet: geometry.index', f'places below {t} frames (t)', int(index.max()),
                'index counts frames of this window')
         x = F.layer_norm(geometry.latents.float().movedim(2, -1), (self.cfg.latent,)).flatten(0, 1)
-        maps = [place(to_grid(linear, x, size).unflatten(0, index.shape), index, t, nothing[:, None, None])
-                for linear, (_, size), nothing in zip(self.entry, self.places, self.unknown)]
+        maps = [place(to_grid(conv, x, size).unflatten(0, index.shape), index, t, nothing[:, None, None])
+                for conv, (_, size), nothing in zip(self.entry, self.places, self.unknown)]
         camera = self.camera(F.layer_norm(geometry.camera.float(), (self.cfg.camera,)))
         return maps, place(camera, index, t, self.unknown[-1])
 
