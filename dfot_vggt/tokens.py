@@ -90,7 +90,7 @@ def even(x: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
     "Mean 0 and variance 1 along d, in float32; no weights."
     return F.layer_norm(x.float(), x.shape[-1:])
 
-# %% ../nbs/33_tokens.ipynb #33c073
+# %% ../nbs/33_tokens.ipynb #33c001
 class PerceiverBlock(nn.Module):
     "One round: tokens look at what VGGT says, then think."
     def __init__(self, width: int, heads: int, place: int):
@@ -99,7 +99,7 @@ class PerceiverBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.SiLU(), nn.Linear(4*width, width))
 
     def attention(self, z: Float[Tensor, 'b n d'], at_z: Float[Tensor, 'b n r'],       # tokens, their places
-              y: Float[Tensor, 'b m d'], at_y: Float[Tensor, 'b m r']) -> tuple:   # what is read, and its places
+                  y: Float[Tensor, 'b m d'], at_y: Float[Tensor, 'b m r']) -> tuple:   # what is read, and its places
         "Queries, keys, values."
         return self.look.queries(even(z), self.look.at(at_z)), *self.look.keys_values(y, self.look.at(at_y))
 
