@@ -73,14 +73,14 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
     maps = torch.where(covered, torch.cat([sums[:, :-1], depth], 1)/sums[:, -1:].clamp(min=.5), 0.)
     return tuple(m.unflatten(0, (b, t, size, size)).permute(0, 1, 4, 2, 3) for m in (maps, covered.to(maps.dtype)))
 
-# %% ../nbs/34_memory.ipynb #34c035
+# %% ../nbs/34_memory.ipynb #34c008
 @dataclass(frozen=True)
 class PointsCfg(Cfg):
     "How a memory is kept."
     size: int = 32           # points a side that are taken of a frame, and pixels a side of what is shown
     features: int = 32       # numbers to which a latent is reduced; 0: colours only
     points: int = 32768      # most points of a clip
-    cell: float = 1.         # side of a voxel, in steps between neighbouring points at the median depth of what came first
+    cell: float = .7         # side of a voxel, in steps between neighbouring points at the median depth of what came first
     prior: float = .7        # one unit of VGGT in units of the cameras, where nothing else is known
     parallax: float = .03    # camera distance, in median depths, from which VGGT's cameras are heard about scale
     pull: float = .01        # by how much the colours must agree better for the scale to move by a factor of e
@@ -196,7 +196,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c058
+# %% ../nbs/34_memory.ipynb #34c012
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -239,13 +239,15 @@ class SpatialMemory:
     def splat(self, cams: Float[Tensor, 'b t 16'],
               size: int | None = None                # pixels a side; None: that of the points taken
               ) -> tuple:
-        "`(maps 'b t c h w', visible 'b t 1 h w')`: RGB, features, depth; 0 where nothing is known."
+        """`(maps 'b t c h w', visible 'b t 1 h w')`: RGB, features, depth; 0 where nothing is known. Small holes, of surfaces that are nearer now
+        than when they were seen, are filled from a splat of half the size."""
         size = size or self.cfg.size
         if not self.state: return tuple(cams.new_zeros(*cams.shape[:2], c, size, size) for c in (4 + self.cfg.features, 1))
         expect(len(cams) == len(self), 'SpatialMemory.splat', f'cameras of the {len(self)} clips inside (b)', len(cams),
                'ask for the clips that were added')
-        m = self.state
-        return splat(m['points'], m['what'], m['weight'], m['given'], cams, size)
+        fine, coarse = (splat(*(self.state[n] for n in ('points', 'what', 'weight', 'given')), cams, n) for n in (size, max(1, size//2)))
+        def wide(x): return F.interpolate(x.flatten(0, 1), (size, size)).unflatten(0, x.shape[:2])
+        return tuple(torch.where(fine[1] > 0, a, wide(b)) for a, b in zip(fine, coarse))
 
     def scale(self, geometry: Geometry) -> Float[Tensor, 'b']:
         "One unit of the depth in `geometry` in units of the known cameras."
