@@ -111,13 +111,13 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that 
                grid: int = -1,          # cells a side that are kept, 0: all of VGGT's own; -1: as the recipe says
                channels: int = -1,      # principal components that are kept, 0: all channels; -1: as the recipe says
                dtype: str = '',         # float16, bfloat16 or float32; '': as the recipe says
-           finite: int = -1,        # number of different windows; -1: as the recipe says
+               finite: int = -1,        # number of different windows; -1: as the recipe says
                plan: bool = False,      # only say what it would cost; with --prune: what would go
-           rate: float = 0.,        # TFLOP/s of the machine that is planned for; 0: this one's own peak is measured
+               rate: float = 0.,        # TFLOP/s of the machine that is planned for; 0: this one's own peak is measured
                verify: bool = False,    # only look for damage in what is there; exit code 1 if there is any
                repair: bool = False,    # make damaged shards again
                prune: bool = False,     # remove shards that no recipe uses, of those that it lists
-           also: str = ''):         # with --prune: more YAML files, or folders of them, in which recipes are written; separated by commas
+               also: str = ''):         # with --prune: more YAML files or folders in which recipes are written, separated by commas
     """Fill the cache with what VGGT says of a recipe's windows. Start it as often as there are cores or machines, and again after a crash.
     A training reads what its recipe says: grid, channels, dtype and finite are options here so that choices can be priced and compared.
     Examples: `dfot_cache my.yaml`, `dfot_cache re10k_control --finite 65725 --plan --rate 400`, `dfot_cache my.yaml --prune --plan`,
