@@ -74,7 +74,7 @@ class MemoryNet(Copies):
         gone = (chance[:, 0] < cfg.drop)[:, None, None, None]
         return replace(geometry, images=torch.lerp(images, soft, much), depth=geometry.depth.masked_fill(gone, 0.))
 
-# %% ../nbs/34_recall.ipynb #34c024
+# %% ../nbs/34_recall.ipynb #34c013
 @torch.no_grad()
 def in_view(net: MemoryNet, probe: Probe) -> list:
     "Points around one place are painted over: every frame that sees them changes there, and nothing changes elsewhere."
