@@ -196,7 +196,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c012
+# %% ../nbs/34_memory.ipynb #34c032
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -245,7 +245,8 @@ class SpatialMemory:
         if not self.state: return tuple(cams.new_zeros(*cams.shape[:2], c, size, size) for c in (4 + self.cfg.features, 1))
         expect(len(cams) == len(self), 'SpatialMemory.splat', f'cameras of the {len(self)} clips inside (b)', len(cams),
                'ask for the clips that were added')
-        fine, coarse = (splat(*(self.state[n] for n in ('points', 'what', 'weight', 'given')), cams, n) for n in (size, max(1, size//2)))
+        cloud = [self.state[n] for n in ('points', 'what', 'weight', 'given')]
+        fine, coarse = (splat(*cloud, cams, n) for n in (size, max(1, size//2)))
         def wide(x): return F.interpolate(x.flatten(0, 1), (size, size)).unflatten(0, x.shape[:2])
         return tuple(torch.where(fine[1] > 0, a, wide(b)) for a, b in zip(fine, coarse))
 
