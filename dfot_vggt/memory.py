@@ -196,7 +196,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c032
+# %% ../nbs/34_memory.ipynb #34c012
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -239,8 +239,8 @@ class SpatialMemory:
     def splat(self, cams: Float[Tensor, 'b t 16'],
               size: int | None = None                # pixels a side; None: that of the points taken
               ) -> tuple:
-        """`(maps 'b t c h w', visible 'b t 1 h w')`: RGB, features, depth; 0 where nothing is known. Small holes, of surfaces that are nearer now
-        than when they were seen, are filled from a splat of half the size."""
+        """`(maps 'b t c h w', visible 'b t 1 h w')`: RGB, features, depth; 0 where nothing is known. Small holes, in surfaces that
+        are nearer now than when they were seen, are filled from a splat of half the size."""
         size = size or self.cfg.size
         if not self.state: return tuple(cams.new_zeros(*cams.shape[:2], c, size, size) for c in (4 + self.cfg.features, 1))
         expect(len(cams) == len(self), 'SpatialMemory.splat', f'cameras of the {len(self)} clips inside (b)', len(cams),
