@@ -145,7 +145,7 @@ def window_geometry(features: Callable,                    # (video, cams, known
     t, history = known.shape[1], batch.video.shape[1] - known.shape[1]
     return features(batch.video, batch.cams, torch.cat([known, known.new_ones(len(known), history)], 1)).within(t)
 
-# %% ../nbs/44_inject.ipynb #44c014
+# %% ../nbs/44_inject.ipynb #44c046
 @dataclass(frozen=True)
 class Rivals:
     "Loss of every held-out window, and of its two rivals: the same window with another scene's geometry, and with none."
@@ -158,6 +158,11 @@ class Rivals:
     def cat(cls, several: Sequence['Rivals']) -> 'Rivals':
         "Of all windows together."
         return cls([k for r in several for k in r.keys], *(torch.cat([getattr(r, n) for r in several]) for n in ('right', 'other', 'none')))
+
+    @classmethod
+    def mean(cls, *several: 'Rivals') -> 'Rivals':
+        "Of the same windows, asked in several ways: mean losses."
+        return cls(several[0].keys, *(torch.stack([getattr(r, n) for r in several]).mean(0) for n in ('right', 'other', 'none')))
 
     def share(self, than: str = 'other') -> float:
         "Share of windows whose loss is lower with the right geometry."
@@ -180,10 +185,11 @@ class Rivals:
 
 def at_level(base: UViT3DPose, diffusion: Diffusion, batch: Batch, known: Bool[Tensor, 'b t'],
              logsnr: float,                            # of the frames that are asked
-             *name) -> tuple:                          # (x0, noise, at, x, levels): clean, noise, rungs, noisy, what a network is told
-    "Windows at one noise level, known frames at time 0 as in training; the noise is a function of `name` and the window's own name."
+             *name,
+             clean: bool = True) -> tuple:             # (x0, noise, at, x, levels): clean, noise, rungs, noisy, what a network is told
+    "Windows at one noise level, known frames at time 0 as in training, or as noisy as the others; noise is a function of `name` and the window."
     t, x0 = known.shape[1], base.normalise(batch.video[:, :known.shape[1]])
-    at = torch.where(known, 0, int((diffusion.table('logsnr') - logsnr).abs().argmin()))
+    at = torch.where(known & clean, 0, int((diffusion.table('logsnr') - logsnr).abs().argmin()))
     drawn = [torch.randn(x0.shape[1:], generator=rng(*name, key, *index[:t].tolist())) for key, index in zip(batch.keys, batch.index)]
     noise = torch.stack(drawn).to(x0)
     return x0, noise, at, diffusion.q_sample(x0, at, noise), diffusion.net_level(at)
@@ -193,6 +199,7 @@ def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tens
            features: Callable,                        # (video, cams, known) -> Geometry
            draws: int = 8,                            # of noise, per window; one level each
            logsnr: tuple = (-8., -2.),                # the levels are spread over this range
+           clean: bool = True,                        # False: the denoiser sees the known frames as noisy as the others, as guidance does
            seed: int = 0) -> Rivals:
     "Loss of the asked frames of each window under three geometries and equal noise; the next clip of the batch is the other scene."
     following = [*batch.keys[1:], batch.keys[0]]
@@ -206,7 +213,7 @@ def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tens
            for name, b in dict(right=batch, other=other_scene(batch)).items()} | dict(none=None)
     total = dict.fromkeys(say, 0.)
     for i, level in enumerate(torch.linspace(*logsnr, draws).tolist()):
-        x0, noise, at, x, levels = at_level(base, diffusion, batch, known, level, seed, 'rivals', i)
+        x0, noise, at, x, levels = at_level(base, diffusion, batch, known, level, seed, 'rivals', i, clean=clean)
         for name, speak in say.items():
             out = base(x, levels, cond, control=speak and speak(x, levels))
             total[name] = total[name] + diffusion.loss(out, x0, noise, at, asked)*t/asked.sum(1)/draws
