@@ -86,7 +86,7 @@ def _share(cond, whole):
         return last[1]
     return share
 
-# %% ../nbs/25_sampling.ipynb #25c030
+# %% ../nbs/25_sampling.ipynb #25c029
 class Denoised(NamedTuple):
     "What an observer sees after every step."
     step: int      # 1 to `of`
@@ -158,8 +158,8 @@ def sample_window(model,                                  # model(x, levels, con
     expect(not model.training, 'sample_window', 'a model in eval mode', 'training mode, with dropout', 'call model.eval()')
     expect(bool((here == (torch.arange(mask.shape[1]) < length[:, None])).all()), 'mask', 'padding (-1) at the end of a clip only',
            mask.tolist(), 'move the frames of each clip together')
-    expect(control is None or bool((length == length[0]).all()), 'control', 'clips of one length', length.tolist(),
-           'sample each length on its own')
+    expect(control is None or callable(control) or bool((length == length[0]).all()), 'control', 'clips of one length, or a function',
+           length.tolist(), 'sample each length on its own, or tell lengths apart by x.shape[1]: see control.by_length')
     expect(callable(cond) or not guidance.interpolate, 'cond', 'a function, for guidance that changes cameras', type(cond).__name__,
            'pass shown_cams(model, cams)')
     expect(not (ddpm and eta), 'eta', f'0 for {steps} steps, DDPM steps with noise of their own', eta, 'take fewer steps, or eta=0')
