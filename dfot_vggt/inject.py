@@ -145,7 +145,7 @@ def window_geometry(features: Callable,                    # (video, cams, known
     t, history = known.shape[1], batch.video.shape[1] - known.shape[1]
     return features(batch.video, batch.cams, torch.cat([known, known.new_ones(len(known), history)], 1)).within(t)
 
-# %% ../nbs/44_inject.ipynb #44c046
+# %% ../nbs/44_inject.ipynb #44c005
 @dataclass(frozen=True)
 class Rivals:
     "Loss of every held-out window, and of its two rivals: the same window with another scene's geometry, and with none."
@@ -200,14 +200,15 @@ def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tens
            draws: int = 8,                            # of noise, per window; one level each
            logsnr: tuple = (-8., -2.),                # the levels are spread over this range
            clean: bool = True,                        # False: the denoiser sees the known frames as noisy as the others, as guidance does
+           count: Bool[Tensor, 'b t'] | None = None,  # frames whose loss counts; None: all that are noisy to the denoiser
            seed: int = 0) -> Rivals:
-    "Loss of the asked frames of each window under three geometries and equal noise; the next clip of the batch is the other scene."
+    "Loss of each window under three geometries and equal noise; the next clip of the batch is the other scene."
     following = [*batch.keys[1:], batch.keys[0]]
     expect(all(a != b for a, b in zip(batch.keys, following)), 'rivals: batch', 'another scene after every clip (b), and after the last',
            batch.keys, 'put windows of different scenes side by side')
     expect(model.outlets, 'rivals', 'a part that reads geometry when a video is made', [*model.parts], 'there is nothing to ask it')
     base, t = model.eval().base.eval(), known.shape[1]
-    cams, asked = batch.cams[:, :t], ~known
+    cams, asked = batch.cams[:, :t], (~(known & clean) if count is None else count)
     cond = base.pose_cond(cams)
     say = {name: model.window(cams, None, window_geometry(features, b, known))
            for name, b in dict(right=batch, other=other_scene(batch)).items()} | dict(none=None)

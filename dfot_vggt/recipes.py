@@ -47,7 +47,7 @@ from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
-# %% ../nbs/51_recipes.ipynb #51c012
+# %% ../nbs/51_recipes.ipynb #51c004
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -108,6 +108,7 @@ class RunCfg(Cfg):
     align: AlignCfg | None = None
     train_base: bool = False                   # does the base below the parts train, too?
     history: int = 0                           # frames of the same clip that are known besides each window
+    noised: float = 0.                         # share of windows whose known frames are noisy to the denoiser: only the parts know them
     finite: int = 0                            # number of different windows, so that features can be cached; 0: new ones for ever
 
     def __post_init__(self):
@@ -174,40 +175,45 @@ def list_name(run: RunCfg) -> str:
     parts = run.world.key(), run.model.frames, run.model.size, run.task.key(), run.seed, run.finite
     return digest(*parts, *[run.history]*bool(run.history))[:12]
 
-# %% ../nbs/51_recipes.ipynb #51c059
+# %% ../nbs/51_recipes.ipynb #51c017
 def base_loss(run: RunCfg) -> Callable:
     "`loss_fn(model, (batch, step))` of diffusion forcing: every frame at a level of its own."
     diffusion = make_diffusion(run.diffusion)
     def loss_fn(model, item):
         batch, step = item
-        x0, t, learnt, noise, blind = draw(run, model, batch, step)
+        x0, t, learnt, noise, blind, _ = draw(run, model, batch, step)
         asked = partial(model, cond_mask=blind if model.training else None)
         return {'diffusion': diffusion.training_step(asked, x0, batch.cams, t, noise, learnt).loss}
     return loss_fn
 
 def draw(run: RunCfg, model: UViT3DPose, batch: Batch, step: int):
-    "Normalised frames, times, which frames are learnt, noise, and which clips do not see their cameras: all per clip."
+    "Normalised frames, times, which frames are learnt, noise, which clips do not see their cameras, which frames are known: all per clip."
     x0 = model.normalise(batch.video)
     drawn = [(key, *index.tolist()) for key, index in zip(batch.keys, batch.index)]
     gens = [rng(run.seed, step, *one) for one in drawn]
     given = torch.stack([known_set(run, key, index) for key, *index in drawn]) if run.finite else None
+    if run.noised:
+        known = torch.cat([run.task.given(1, x0.shape[1], rng(run.seed, step, 'known', *one)) for one in drawn]) if given is None else given
+        shown = torch.stack([torch.rand(1, generator=rng(run.seed, step, 'noised', *one)) for one in drawn]) >= run.noised
+        given = known & shown
     t, learnt = train_levels(*x0.shape[:2], run.task, gens, given=given)
+    if not run.noised: known = ~learnt
     noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in gens])
     blind = torch.stack([torch.rand((), generator=g) for g in gens]) < run.model.cond_dropout
-    return x0, *(a.to(x0.device) for a in (t, learnt, noise, blind))
+    return x0, *(a.to(x0.device) for a in (t, learnt, noise, blind, known))
 
-# %% ../nbs/51_recipes.ipynb #51c064
+# %% ../nbs/51_recipes.ipynb #51c040
 def injected_loss(run: RunCfg, features: Callable) -> Callable:
     "`loss_fn(injected, (batch, step))`; `features(video, cams, known) -> Geometry` of the known frames."
     diffusion, t = make_diffusion(run.diffusion), run.model.frames
     def loss_fn(net, item):
         whole, step = item
         batch = Batch(whole.video[:, :t], whole.cams[:, :t], whole.keys, whole.index[:, :t])
-        x0, times, learnt, noise, blind = draw(run, net.base, batch, step)
+        x0, times, learnt, noise, blind, known = draw(run, net.base, batch, step)
         hide = blind if net.base.training else None
         cond, told = net.base.pool_rays(batch.cams), None
         if net.outlets:
-            geometry = window_geometry(features, whole, ~learnt)
+            geometry = window_geometry(features, whole, known)
             drawn = [rng(run.seed, step, 'spoil', key, *index.tolist()) for key, index in zip(batch.keys, batch.index)]
             own = {name: part.spoil(geometry, drawn) for name, part in net.parts.items() if net.training and hasattr(part, 'spoil')}
             told = net.window(batch.cams, cond, geometry, **own)
@@ -294,7 +300,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c022
+# %% ../nbs/51_recipes.ipynb #51c054
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -303,7 +309,7 @@ def _variant(name: str, **parts) -> RunCfg:
     "The shipped base under parts that read the shipped small VGGT; frozen, if the parts do not say otherwise."
     steps = TrainCfg(steps=400, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
     return tiny_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), eye='tiny_vggt.safetensors',
-                                      layers=(2, 4), task=PrefixMixture(clips=1.), train=steps) | parts)
+                                      layers=(2, 4), task=PrefixMixture(clips=1.), noised=.5, train=steps) | parts)
 
 TINY = dict(latent=512, camera=512)        # channels of two layers of the small VGGT side by side: 2 x 2*dim
 
@@ -313,7 +319,7 @@ def tiny_control() -> RunCfg:
 
 def tiny_tokens() -> RunCfg:
     "Learnable tokens that read VGGT, also of four frames that the base cannot see, and are read by its middle blocks. The base is frozen."
-    run = _variant('tiny_tokens', tokens=TokenCfg(**TINY), history=4)
+    run = _variant('tiny_tokens', tokens=TokenCfg(**TINY, tokens=64), history=4)
     return run.replace(train=run.train.replace(lr=2e-3))
 
 def tiny_tokens_full() -> RunCfg:
@@ -327,7 +333,8 @@ def tiny_memory() -> RunCfg:
 
 def tiny_align() -> RunCfg:
     "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees."
-    run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.03, scale=.003), train_base=True, task=PrefixMixture())
+    run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.03, scale=.003), train_base=True,
+                   task=PrefixMixture(), noised=0.)
     return run.replace(train=run.train.replace(scale=(('base.', .1),)))
 
 def tiny_all() -> RunCfg:
@@ -359,7 +366,7 @@ def _large(name: str, **parts) -> RunCfg:
     "The released DFoT under parts that read the released VGGT."
     steps = TrainCfg(steps=20_000, lr=1e-4, warmup=1000, ema=.9999, precision='bf16', save_every=500)
     return re10k().replace(**dict(name=name, vggt=VGGTCfg.vggt_1b(), eye='facebook/VGGT-1B', layers=(11, 23),
-                                  task=PrefixMixture(clips=1.), train=steps) | parts)
+                                  task=PrefixMixture(clips=1.), noised=.5, train=steps) | parts)
 
 LARGE = dict(latent=4096, camera=4096)     # the same of the released one
 
@@ -379,7 +386,7 @@ def re10k_memory() -> RunCfg:
 def re10k_align() -> RunCfg:
     "Geometry Forcing's own setting: the whole model learns slowly, its third level is held against VGGT."
     steps = TrainCfg(steps=10_000, lr=8e-6, warmup=1000, decay=0., ema=.9999, precision='bf16', save_every=500)
-    return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), train=steps)
+    return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), noised=0., train=steps)
 
 RECIPES = {f.__name__: f for f in (
     tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align, tiny_all,
@@ -448,35 +455,39 @@ def right_or_wrong(run: RunCfg,
                    folder,                          # of the finished run
                    root='runs',                     # where worlds are kept
                    windows: int = 64,               # of held-out rooms
-                   draws: int = 8,                  # of noise per window, each at a level of its own
+                   draws: int = 4,                  # of noise per window and way to show the past, each at a level of its own
                    batch: int = 8,                  # windows at a time: of as many rooms, each the wrong one of another
                    to='nbs/studies/results',        # folder of the record; '': write none
                    **kw) -> Rivals:                 # logsnr, seed: see `rivals`
-    "Losses with the right geometry, another scene's, and none; written to `<name>_rivals.json`, with where it is heard at logSNR -5."
+    "Losses with the right geometry, another scene's, and none, the past shown clean and as noise; written to `<name>_rivals.json`."
     model, t = load_run(learner(run).to(device()), folder), run.model.frames
     clips = Clips(run.world.folder(root), 'test', t, run.world.skip, run.model.size, seed=run.seed, history=run.history)
     expect(len(clips) >= batch and windows % batch == 0, 'right_or_wrong: batch', f'at most {len(clips)} rooms, and a divisor of {windows}',
            batch, 'take smaller batches')
-    diffusion, look, parts = make_diffusion(run.diffusion), sight(run), []
+    diffusion, look, parts = make_diffusion(run.diffusion), sight(run), dict(clean=[], noisy=[], asked=[])
     for first in range(0, windows, batch):
         drawn = Batch.cat([clips[j] for j in range(first, first + batch)])
         known = torch.stack([known_set(run, key, index[:t]) for key, index in zip(drawn.keys, drawn.index.tolist())])
         known[:, 0] = True                                                   # something must be known, or there is nothing to compare
         drawn = drawn.to(device())
         known = known.to(drawn.video.device)
-        parts.append(rivals(model, diffusion, drawn, known, look, draws, **kw))
+        for way, done in parts.items():
+            done.append(rivals(model, diffusion, drawn, known, look, draws, clean=way == 'clean', count=~known if way == 'asked' else None, **kw))
         if not first:
             *_, x, levels = at_level(model.base, diffusion, drawn, known, -5., run.seed, 'heard')
             base = base_model(run).to(x.device)
             where = heard(base, model, x, levels, drawn.cams[:, :t], window_geometry(look, drawn, known))
-    found = Rivals.cat(parts)
-    losses = dict(keys=found.keys) | {name: [round(x, 7) for x in getattr(found, name).tolist()] for name in ('right', 'other', 'none')}
-    told = dict(recipe=run.key(), name=run.name, commit=commit(), seed=run.seed, steps=run.train.steps, windows=windows, draws=draws, **kw)
-    told |= dict(share=found.share(), gap=found.gap(), share_none=found.share('none'), gap_none=found.gap('none'), losses=losses,
-                 heard={tap: [round(x, 7) for x in change.tolist()] for tap, change in where.items()})
+    def told(found):
+        losses = {name: [round(x, 7) for x in getattr(found, name).tolist()] for name in ('right', 'other', 'none')}
+        return dict(share=found.share(), gap=found.gap(), share_none=found.share('none'), gap_none=found.gap('none'), losses=losses)
+    each = {way: Rivals.cat(done) for way, done in parts.items()}
+    found = Rivals.mean(each['clean'], each['noisy'])
+    record = dict(recipe=run.key(), name=run.name, commit=commit(), seed=run.seed, steps=run.train.steps, windows=windows, draws=draws, **kw,
+                  keys=found.keys, **told(found), **{way: told(r) for way, r in each.items()},
+                  heard={tap: [round(x, 7) for x in change.tolist()] for tap, change in where.items()})
     if to:
-        with write_aside(Path(to)/f'{run.name}_rivals.json') as tmp: tmp.write_text(json.dumps(told, indent=1))
-    print(f'{run.name}\n{found}')
+        with write_aside(Path(to)/f'{run.name}_rivals.json') as tmp: tmp.write_text(json.dumps(record, indent=1))
+    print(run.name, *[f'{what}\n{r}' for what, r in {'both': found, **each}.items()], sep='\n')
     return found
 
 def commit() -> str:
