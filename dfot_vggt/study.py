@@ -6,12 +6,11 @@
 __all__ = ['VERDICT', 'short_control', 'StudyCfg', 'closed_walks', 'elsewhere', 'contest', 'as_html', 'write_report', 'probe_of',
            'show_parts', 'study', 'outcome', 'provenance', 'machine', 'dfot_study']
 
-# %% ../nbs/52_study.ipynb #52c017
+# %% ../nbs/52_study.ipynb #52c005
 import base64
 import io
 import json
 import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from html import escape
@@ -34,7 +33,8 @@ from .guidance import HistoryGuidance, draw_guidance
 from .inject import Guide, Injected, other_scene
 from .metrics import Table, copy_last, evaluate, mean_colour, psnr
 from .metrics import table as scores
-from .recipes import RunCfg, WorldCfg, base_model, commit, diff, equipped, feature_cache, injector, table, tiny_base, tiny_control, train_run
+from .recipes import (RunCfg, WorldCfg, base_model, commit, diff, equipped, feature_cache, injector, table, tiny_base, tiny_control,
+                               train_run)
 from .rollout import rollout, step
 from .shards import FeatureCache
 from .show import Fig, lines, show_cams, show_clip, show_pca, video_tag
