@@ -145,7 +145,7 @@ def window_geometry(features: Callable,                    # (video, cams, known
     t, history = known.shape[1], batch.video.shape[1] - known.shape[1]
     return features(batch.video, batch.cams, torch.cat([known, known.new_ones(len(known), history)], 1)).within(t)
 
-# %% ../nbs/44_inject.ipynb #44c005
+# %% ../nbs/44_inject.ipynb #44c040
 @dataclass(frozen=True)
 class Rivals:
     "Loss of every held-out window, and of its two rivals: the same window with another scene's geometry, and with none."
@@ -187,7 +187,7 @@ def at_level(base: UViT3DPose, diffusion: Diffusion, batch: Batch, known: Bool[T
              logsnr: float,                            # of the frames that are asked
              *name,
              clean: bool = True) -> tuple:             # (x0, noise, at, x, levels): clean, noise, rungs, noisy, what a network is told
-    "Windows at one noise level, known frames at time 0 as in training, or as noisy as the others; noise is a function of `name` and the window."
+    "Windows at one noise level, known frames at time 0 or as noisy as the others; the noise is a function of `name` and the window."
     t, x0 = known.shape[1], base.normalise(batch.video[:, :known.shape[1]])
     at = torch.where(known & clean, 0, int((diffusion.table('logsnr') - logsnr).abs().argmin()))
     drawn = [torch.randn(x0.shape[1:], generator=rng(*name, key, *index[:t].tolist())) for key, index in zip(batch.keys, batch.index)]
