@@ -6,7 +6,7 @@
 __all__ = ['VERDICT', 'short_control', 'StudyCfg', 'closed_walks', 'elsewhere', 'contest', 'as_html', 'write_report', 'probe_of',
            'show_parts', 'study', 'outcome', 'provenance', 'machine', 'dfot_study']
 
-# %% ../nbs/52_study.ipynb #52c005
+# %% ../nbs/52_study.ipynb #52c001
 import base64
 import io
 import json
@@ -33,8 +33,7 @@ from .guidance import HistoryGuidance, draw_guidance
 from .inject import Guide, Injected, other_scene
 from .metrics import Table, copy_last, evaluate, mean_colour, psnr
 from .metrics import table as scores
-from .recipes import (RunCfg, WorldCfg, base_model, commit, diff, equipped, feature_cache, injector, table, tiny_base, tiny_control,
-                               train_run)
+from .recipes import RunCfg, WorldCfg, commit, diff, feature_cache, injector, table, tiny_base, tiny_control, train_run
 from .rollout import rollout, step
 from .shards import FeatureCache
 from .show import Fig, lines, show_cams, show_clip, show_pca, video_tag
@@ -117,7 +116,7 @@ def write_report(path, title: str, verdict: str, sections: list[tuple]):
     with write_aside(path) as tmp:
         tmp.write_text(f'<!doctype html><html><head>{head}</head><body>{body}</body></html>')
 
-# %% ../nbs/52_study.ipynb #52c044
+# %% ../nbs/52_study.ipynb #52c007
 def probe_of(base: UViT3DPose, diffusion: Diffusion, features, walks: Batch) -> tuple:
     "A batch for the ControlNet's checklist, made of the first frames of the walks: `(Probe, video, known)`."
     t = base.cfg.frames
@@ -159,7 +158,7 @@ def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch
          [draw_guidance(guidance, torch.tensor([GIVEN]*4 + [ASKED]*4)),
           show_clip(torch.cat([strip, video[:1, 4:]]), ['first step', 'half-way', 'last step', 'truth'])]),
         ('What VGGT says',
-         'Its latents of the known frames as colours (PCA), below the frames. The small VGGT of the package learnt depth and cameras in such rooms (43 supervise).',
+         'Its latents of the known frames as colours (PCA), below the frames. The small VGGT learnt depth and cameras in such rooms.',
          [show_clip(video[:1, :len(latents)]), show_pca(latents)]),
         ('The injector before training',
          'Complaints of the ControlNet checklist on this base, these features and these frames; none is a pass.',
