@@ -450,7 +450,7 @@ def ship(folder, name: str, to):
     with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in means))
     run.save(to/f'{name}.yaml')
 
-# %% ../nbs/51_recipes.ipynb #51c031
+# %% ../nbs/51_recipes.ipynb #51c019
 def right_or_wrong(run: RunCfg,
                    folder,                          # of the finished run
                    root='runs',                     # where worlds are kept
@@ -472,7 +472,8 @@ def right_or_wrong(run: RunCfg,
         drawn = drawn.to(device())
         known = known.to(drawn.video.device)
         for way, done in parts.items():
-            done.append(rivals(model, diffusion, drawn, known, look, draws, clean=way == 'clean', count=~known if way == 'asked' else None, **kw))
+            count = ~known if way == 'asked' else None
+            done.append(rivals(model, diffusion, drawn, known, look, draws, clean=way == 'clean', count=count, **kw))
         if not first:
             *_, x, levels = at_level(model.base, diffusion, drawn, known, -5., run.seed, 'heard')
             base = base_model(run).to(x.device)
@@ -482,8 +483,8 @@ def right_or_wrong(run: RunCfg,
         return dict(share=found.share(), gap=found.gap(), share_none=found.share('none'), gap_none=found.gap('none'), losses=losses)
     each = {way: Rivals.cat(done) for way, done in parts.items()}
     found = Rivals.mean(each['clean'], each['noisy'])
-    record = dict(recipe=run.key(), name=run.name, commit=commit(), seed=run.seed, steps=run.train.steps, windows=windows, draws=draws, **kw,
-                  keys=found.keys, **told(found), **{way: told(r) for way, r in each.items()},
+    about = dict(recipe=run.key(), name=run.name, commit=commit(), seed=run.seed, steps=run.train.steps, windows=windows, draws=draws)
+    record = dict(about, **kw, keys=found.keys, **told(found), **{way: told(r) for way, r in each.items()},
                   heard={tap: [round(x, 7) for x in change.tolist()] for tap, change in where.items()})
     if to:
         with write_aside(Path(to)/f'{run.name}_rivals.json') as tmp: tmp.write_text(json.dumps(record, indent=1))
