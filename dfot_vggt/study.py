@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERDICT', 'short_control', 'StudyCfg', 'closed_walks', 'elsewhere', 'contest', 'as_html', 'write_report', 'probe_of',
-           'show_parts', 'study', 'outcome', 'provenance', 'machine', 'dfot_study']
+           'show_parts', 'study', 'outcome', 'provenance', 'machine', 'compare', 'dfot_study']
 
-# %% ../nbs/52_study.ipynb #52c001
+# %% ../nbs/52_study.ipynb #52c005
 import base64
 import io
 import json
@@ -33,7 +33,8 @@ from .guidance import HistoryGuidance, draw_guidance
 from .inject import Guide, Injected, other_scene
 from .metrics import Table, copy_last, evaluate, mean_colour, psnr
 from .metrics import table as scores
-from .recipes import RunCfg, WorldCfg, commit, diff, feature_cache, injector, table, tiny_base, tiny_control, train_run
+from .recipes import (RunCfg, WorldCfg, commit, diff, feature_cache, injector, learner, load_run, sight, table, tiny_base,
+                               tiny_control, train_run)
 from .rollout import rollout, step
 from .shards import FeatureCache
 from .show import Fig, lines, show_cams, show_clip, show_pca, video_tag
@@ -231,6 +232,23 @@ def provenance(cfg: StudyCfg, record: dict) -> tuple:
 def machine() -> str:
     "Where it ran, in words."
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
+
+# %% ../nbs/52_study.ipynb #52c025
+def compare(cfg: StudyCfg,                     # `cfg.run`: a run with parts
+            folder,                            # where it was trained
+            root='runs',                       # where worlds are kept
+            to='nbs/studies/results') -> dict: # folder of the record
+    "Rollouts of a finished run, of its base, and with the wrong scene; numbers are written to `<name>_walks.json`."
+    walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size)
+    net = load_run(learner(cfg.run), folder)
+    videos = contest(cfg, net, sight(cfg.run), walks, progress=True)
+    results = {cfg.run.name if name == 'control' else name: evaluate(v, walks.video, given=1) for name, v in videos.items()}
+    scored = scores(results, walks.video, given=1)
+    record = dict(study=cfg.key(), recipe=cfg.run.key(), commit=commit(), seed=cfg.seed, walks=walks.keys, results=results,
+                  baselines=scored.baselines)
+    with write_aside(Path(to)/f'{cfg.run.name}_walks.json') as tmp: tmp.write_text(json.dumps(record, indent=1))
+    print(scored)
+    return record
 
 # %% ../nbs/52_study.ipynb #52c020
 @call_parse
