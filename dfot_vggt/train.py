@@ -222,7 +222,7 @@ def _train(model, loss_fn, batches, cfg, folder, observers, acc) -> list[dict]:
     if stop: raise KeyboardInterrupt(f'stopped after step {step}: saved in {folder}, call again to go on')
     return log
 
-# %% ../nbs/40_train.ipynb #40c061
+# %% ../nbs/40_train.ipynb #40c056
 def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
     "Make the folder this run's own; a folder that was started with other settings is refused (only `steps` may grow)."
     path, new = folder/'config.yaml', cfg.to_dict()
@@ -239,7 +239,7 @@ def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
 def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accelerator, stop: bool) -> dict:
     "Forward, backward, clipped step; the numbers of the log, averaged over processes."
     t0 = time.perf_counter()
-    for g in opt.param_groups: g['lr'] = g['factor']*lr
+    for g in opt.param_groups: g['lr'] = g.get('factor', 1.)*lr         # a run begun before there were factors has none
     losses = {n: v.mean() for n, v in wrapped(batch).items()}
     total = sum(losses.values())
     opt.zero_grad()
