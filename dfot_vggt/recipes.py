@@ -300,7 +300,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c054
+# %% ../nbs/51_recipes.ipynb #51c056
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -320,7 +320,7 @@ def tiny_control() -> RunCfg:
 def tiny_tokens() -> RunCfg:
     "Learnable tokens that read VGGT, also of four frames that the base cannot see, and are read by its middle blocks. The base is frozen."
     run = _variant('tiny_tokens', tokens=TokenCfg(**TINY, tokens=64), history=4)
-    return run.replace(train=run.train.replace(lr=2e-3))
+    return run.replace(train=run.train.replace(steps=1000, lr=2e-3))
 
 def tiny_tokens_full() -> RunCfg:
     "The same, and the base learns along, at a tenth of the rate."

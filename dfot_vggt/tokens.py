@@ -56,19 +56,21 @@ def lattice(n: int) -> tuple:       # number of points
     rows = max(r for r in range(1, n + 1) if n % r == 0 and r*r <= n)
     return rows, n//rows
 
-# %% ../nbs/33_tokens.ipynb #33c070
+# %% ../nbs/33_tokens.ipynb #33c020
 class RayAttention(nn.Module):
     "Cross-attention of things that have a place: equal places agree before anything is learnt."
     def __init__(self, reader: int,      # width of those who look
                  width: int,             # of what is looked at, and of the answer
                  heads: int,             # divides width
-                 place: int):            # width of a place
+                 place: int,             # width of a place
+                 sharp: float = 32.):    # score of equal places, before the softmax
         super().__init__()
         self.heads = heads
         self.q, self.kv = nn.Linear(reader, width, bias=False), nn.Linear(width, 2*width, bias=False)
         self.at = nn.Linear(place, width, bias=False)
         nn.init.normal_(self.at.weight)                                    # places count for more than contents, at first
         self.q_norm, self.k_norm = RMSNorm(width//heads), RMSNorm(width//heads)
+        for norm in (self.q_norm, self.k_norm): nn.init.constant_(norm.weight, (sharp/(width//heads)**.5)**.5)
 
     def split(self, x): return rearrange(x, 'b n (k d) -> b k n d', k=self.heads)
     def queries(self, x: Float[Tensor, 'b n c'], at: Float[Tensor, 'b n d']) -> Float[Tensor, 'b k n d2']:
