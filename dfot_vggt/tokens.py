@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Places', 'lattice', 'RayAttention', 'even', 'PerceiverBlock', 'GatedCrossAttention', 'TokenCfg', 'TokenInjector',
-           'read_maps', 'hear_maps', 'addressed', 'middle', 'in_line']
+           'read_maps', 'hear_maps', 'addressed', 'centroid', 'in_line']
 
 # %% ../nbs/33_tokens.ipynb #33c004
 from collections.abc import Callable
@@ -224,7 +224,7 @@ def _check(self: TokenInjector, cams, g):
     expect(bool((g.index < t).all()), 'TokenInjector: geometry.index', f'places below {t} frames (t)', int(g.index.max()),
            'index counts frames of this window: geometry.within(t)')
 
-# %% ../nbs/33_tokens.ipynb #33c078
+# %% ../nbs/33_tokens.ipynb #33c065
 @patch
 def window(self: TokenInjector, cams, cond, geometry) -> Callable | None:
     "`fn(x, noise_levels, cond_mask=None) -> control` for one window: all reading is done once, for all steps and branches."
@@ -234,6 +234,8 @@ def window(self: TokenInjector, cams, cond, geometry) -> Callable | None:
         n, rest = divmod(len(x), len(cams))
         expect(n and not rest, 'TokenInjector: x', f'a multiple of {len(cams)} clips (b), one row per branch', len(x),
                'compute geometry for these clips')
+        expect(x.shape[1] == cams.shape[1], 'TokenInjector: x', f'{cams.shape[1]} frames (t) as in the window', x.shape[1],
+               'clips of other lengths: by_length')
         with torch.no_grad(): noise = self.base.noise_level_pos_embedding(noise_levels)
         now = seeing
         if cond_mask is not None:
@@ -270,7 +272,7 @@ def hear_maps(net: TokenInjector, probe: Probe, tap: str = 'mid.0') -> Float[Ten
     shares = m.look.shares(m.queries(heard[0], at, t), k)
     return rearrange(shares, 'b (t h w) (f p) -> b t h w f p', t=t, f=t, h=heard[0].shape[-2])
 
-# %% ../nbs/33_tokens.ipynb #33c085
+# %% ../nbs/33_tokens.ipynb #33c076
 @torch.no_grad()
 def addressed(net: TokenInjector, probe: Probe) -> list:
     "Awake, who changes what? Clip 0 of the probe must know two frames or more; it is clip 0 that is asked."
@@ -297,27 +299,30 @@ def addressed(net: TokenInjector, probe: Probe) -> list:
         off = (a - b).flatten(1).norm(dim=1)/a.flatten(1).norm(dim=1)                                    # of each frame, relative
         return (off[:rows] < 1e-2).any() if kind is must_change else (off > 1e-3).any() if kind is may_round else not torch.equal(a, b)
     with awake(net):
-        tried = [(kind, what, said(**a), said(**b)) for kind in (must_change, may_round, same_bits) for what, (a, b) in kind.items()]
+        plain = said()
+        tried = [(kind, what, said(**a) if a else plain, said(**b)) for kind in (must_change, may_round, same_bits)
+                 for what, (a, b) in kind.items()]
     return [f'{tap}: {what}' for kind, what, a, b in tried for tap in a if broken(kind, a[tap], b[tap])]
 
-def middle(x: Float[Tensor, '*b h w']) -> Float[Tensor, '*b 2']:
-    "Row and column of the middle of a map of weights, -1..1."
+def centroid(x: Float[Tensor, '*b h w']) -> Float[Tensor, '*b 2']:
+    "Row and column of the centre of mass of a map, -1..1."
     def along(x): return (x*torch.linspace(-1, 1, x.shape[-1], device=x.device)).sum(-1)/x.sum(-1)
     return torch.stack((along(x.sum(-1)), along(x.sum(-2))), -1)
 
 @torch.no_grad()
 def in_line(net: TokenInjector, probe: Probe) -> list:
-    "A fresh branch, awake: touch a corner of a known frame, and what changes in that frame lies in that quarter."
+    "A fresh branch, awake: touch a quarter of a known frame, and what changes in that frame lies in that quarter."
     g, wrong = probe.geometry, set()
-    slot = int((g.index[0] >= 0).nonzero()[0])
+    slot, (h, w) = int((g.index[0] >= 0).nonzero()[0]), g.latents.shape[-2:]
     def said(geometry): return {tap: c[g.index[0, slot]] for tap, c in probe.said(net, probe.control(net, geometry=geometry)).items()}
     with awake(net):
         was = said(g)
-        for row in (0, -1):
-            for column in (0, -1):
+        for up, rows in ((1, slice(h//2)), (-1, slice(h - h//2, h))):
+            for left, columns in ((1, slice(w//2)), (-1, slice(w - w//2, w))):
                 latents = g.latents.clone()
-                latents[0, slot, :, row, column] += 3*torch.randn(latents.shape[2], generator=rng('touch', row, column)).to(latents)
-                away = 2*torch.tensor([row, column], device=latents.device).float() + 1      # 1 above and left, -1 below and right
-                moved = {tap: middle((c - was[tap]).norm(dim=0)) for tap, c in said(replace(g, latents=latents)).items()}
+                part = latents[0, slot, :, rows, columns]
+                part += 3*torch.randn(part.shape, generator=rng('touch', up, left)).to(part)
+                away = torch.tensor([up, left], device=part.device)
+                moved = {tap: centroid((c - was[tap]).norm(dim=0)) for tap, c in said(replace(g, latents=latents)).items()}
                 wrong |= {tap for tap, where in moved.items() if (where*away > -.005).any()}
-    return [f'{tap}: a corner acts elsewhere' for tap in sorted(wrong)]
+    return [f'{tap}: a quarter acts elsewhere' for tap in sorted(wrong)]
