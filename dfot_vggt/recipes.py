@@ -47,7 +47,7 @@ from .train import Progress, TrainCfg, read_log, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
-# %% ../nbs/51_recipes.ipynb #51c004
+# %% ../nbs/51_recipes.ipynb #51c059
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "Which rooms a run learns from: rendered on first use, in the RealEstate10K layout."
@@ -114,6 +114,8 @@ class RunCfg(Cfg):
     def __post_init__(self):
         expect(self.memory is None or self.cache.depth, f'recipe {self.name}', 'depth, since it has a memory', 'features without',
                'add cache=CacheCfg(depth=True)')
+        expect(self.align is None or self.train_base, f'recipe {self.name}', 'a base that trains, since alignment teaches it',
+               'a frozen one', 'add train_base=True')
 
 @dataclass(frozen=True)
 class EyeCfg(Cfg):
@@ -226,7 +228,7 @@ def injected_loss(run: RunCfg, features: Callable) -> Callable:
         return losses
     return loss_fn
 
-# %% ../nbs/51_recipes.ipynb #51c021
+# %% ../nbs/51_recipes.ipynb #51c065
 PARTS = dict(control=ControlNet, tokens=TokenInjector, memory=MemoryNet,          # field of `RunCfg` -> (base, its value) -> module
              align=lambda base, cfg: AlignTerm(base.cfg, cfg))
 
@@ -289,9 +291,9 @@ def train_run(run: RunCfg | EyeCfg,
     return load_run(model, folder), log
 
 def load_run(model: nn.Module,       # `learner(run)`
-             folder) -> nn.Module:   # of a run
+             path) -> nn.Module:     # folder of a run, or a file of its weights
     "The averaged weights of a run, strictly; in eval mode."
-    path = Path(folder)/'model.safetensors'
+    path = Path(path)/'model.safetensors' if Path(path).is_dir() else path
     if isinstance(model, Injected): load_injected(model, path)
     else: load_report(model, read_tensors(path), str(path), missing_ok=(*frozen(model),))
     return model.eval()
@@ -300,14 +302,14 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c056
+# %% ../nbs/51_recipes.ipynb #51c092
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
 
 def _variant(name: str, **parts) -> RunCfg:
     "The shipped base under parts that read the shipped small VGGT; frozen, if the parts do not say otherwise."
-    steps = TrainCfg(steps=400, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
+    steps = TrainCfg(steps=1000, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
     return tiny_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), eye='tiny_vggt.safetensors',
                                       layers=(2, 4), task=PrefixMixture(clips=1.), noised=.5, train=steps) | parts)
 
@@ -315,32 +317,33 @@ TINY = dict(latent=512, camera=512)        # channels of two layers of the small
 
 def tiny_control() -> RunCfg:
     "A ControlNet: all levels and three middle blocks are copied."
-    return _variant('tiny_control', control=ControlCfg(**TINY, mid=3))
+    return _variant('tiny_control', control=ControlCfg(**TINY, mid=3, first=0))
 
 def tiny_tokens() -> RunCfg:
     "Learnable tokens that read VGGT, also of four frames that the base cannot see, and are read by its middle blocks. The base is frozen."
     run = _variant('tiny_tokens', tokens=TokenCfg(**TINY, tokens=64), history=4)
-    return run.replace(train=run.train.replace(steps=1000, lr=2e-3))
+    return run.replace(train=run.train.replace(lr=2e-3))
 
 def tiny_tokens_full() -> RunCfg:
     "The same, and the base learns along, at a tenth of the rate."
     run = tiny_tokens()
-    return run.replace(name='tiny_tokens_full', train_base=True, train=run.train.replace(scale=(('base.', .1),)))
+    return run.replace(name='tiny_tokens_full', train_base=True, train=run.train.replace(steps=400, scale=(('base.', .1),)))
 
 def tiny_memory() -> RunCfg:
     "Points remembered from the window's known frames and from four others of the same walk, splatted into every frame."
-    return _variant('tiny_memory', memory=MemoryCfg(), history=4, cache=CacheCfg(depth=True))
+    return _variant('tiny_memory', memory=MemoryCfg(first=0), history=4, cache=CacheCfg(depth=True))
 
 def tiny_align() -> RunCfg:
     "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees."
     run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.03, scale=.003), train_base=True,
                    task=PrefixMixture(), noised=0.)
-    return run.replace(train=run.train.replace(scale=(('base.', .1),)))
+    return run.replace(train=run.train.replace(steps=400, scale=(('base.', .1),)))
 
 def tiny_all() -> RunCfg:
     "Three injectors at once on the frozen base."
     run = tiny_control()
-    return run.replace(name='tiny_all', tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True))
+    return run.replace(name='tiny_all', tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True),
+                       train=run.train.replace(steps=400))
 
 def tiny_discrete() -> RunCfg:
     "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
@@ -399,7 +402,7 @@ def table(rows: list[dict]) -> HTML:
     body = ''.join('<tr>' + ''.join(f'<td>{v}</td>' for v in r.values()) + '</tr>' for r in rows)
     return HTML(f'<table><tr>{head}</tr>{body}</table>')
 
-# %% ../nbs/51_recipes.ipynb #51c023
+# %% ../nbs/51_recipes.ipynb #51c093
 def diff(a: Cfg, b: Cfg, at: str = '') -> dict[str, tuple]:
     "{field: (value in a, value in b)} for every field in which two runs differ; `None` where a run has no such part."
     out = {}
@@ -410,8 +413,11 @@ def diff(a: Cfg, b: Cfg, at: str = '') -> dict[str, tuple]:
     return out
 
 def _brief(o) -> str:
-    "A value; of a part its name, and what is not as it is by default."
+    "A value; of a part its name, and what is not as it is by default; a preset by its name."
     if not isinstance(o, Cfg): return str(o)
+    presets = (n for n, f in vars(type(o)).items() if isinstance(f, classmethod))
+    for n in presets:
+        if getattr(type(o), n)() == o: return f'{type(o).__name__}.{n}()'
     told = [f'{f.name}={_brief(getattr(o, f.name))}' for f in fields(o) if getattr(o, f.name) != f.default]
     return f'{type(o).__name__}({", ".join(told)})'
 
@@ -450,9 +456,9 @@ def ship(folder, name: str, to):
     with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in means))
     run.save(to/f'{name}.yaml')
 
-# %% ../nbs/51_recipes.ipynb #51c019
+# %% ../nbs/51_recipes.ipynb #51c099
 def right_or_wrong(run: RunCfg,
-                   folder,                          # of the finished run
+                   folder,                          # of the finished run, or a file of its weights
                    root='runs',                     # where worlds are kept
                    windows: int = 64,               # of held-out rooms
                    draws: int = 4,                  # of noise per window and way to show the past, each at a level of its own

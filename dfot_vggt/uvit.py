@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UViTCfg', 'ray_waves', 'PoseCond', 'Level', 'LearnedPositions', 'UViT3DPose', 'golden_weights']
 
-# %% ../nbs/21_uvit.ipynb #21c014
+# %% ../nbs/21_uvit.ipynb #21c058
 import math
 import zlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from .camera import Cams, normalise_by_first, octaves, ray_encoding
 from .core import Cfg, expect
 from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock, TransformerBlock, Unpatch, Upsample,
-                              emb_weight, modulation, pose_map, pose_maps, turned)
+                              emb_weight, fold, made_once, modulation, pose_map, pose_maps, turned)
 from .scenes import WORLD_MEAN, WORLD_STD
 
 # %% ../nbs/21_uvit.ipynb #21c054
@@ -114,7 +114,7 @@ def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first 
     z = (turn(down)[..., None]*turn(right)[..., None, :]).flatten(-2)
     return torch.cat((angle.sin(), angle.cos()), 2), torch.view_as_real(torch.stack((z, 1j*z), 3)).float()
 
-# %% ../nbs/21_uvit.ipynb #21c011
+# %% ../nbs/21_uvit.ipynb #21c082
 class PoseCond:
     "The cameras of a window, prepared once: a vector per frame, what each level's cells read, and perhaps each block's map."
     def __init__(self, frame: Tensor,        # 'b t e', joins the noise embedding
@@ -155,7 +155,7 @@ class PoseCond:
             (x, turn), blocks = self.cells[i], level.blocks
             left -= 4*x[:, :, 0].numel()*sum(len(emb_weight(block)) for block in blocks)
             if turn is None or left >= 0: maps[name] = [m() for m in pose_maps(blocks, self.weight, x, turn)] if blocks else []
-            else: folded[name] = [turned(emb_weight(block) @ self.weight, turn) for block in blocks]
+            else: folded[name] = [turned(fold(block, self.weight), turn) for block in blocks]
         return PoseCond(self.frame, self.cells, self.weight, maps, folded, owner)
 
     @property
@@ -296,7 +296,7 @@ class UViT3DPose(nn.Module):
         y[:, rest] = h
         return y
 
-# %% ../nbs/21_uvit.ipynb #21c069
+# %% ../nbs/21_uvit.ipynb #21c103
 @patch
 def rays(self: UViT3DPose, cams: Float[Tensor, 'b t 16']) -> Float[Tensor, 'b t r h w']:
     "The ray encoding this model reads: at its token grid or at its pixels."
@@ -311,7 +311,8 @@ def pool_rays(self: UViT3DPose, cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b
         cells = [ray_waves(cams, c.grid(i), c.cond_size, c.cond_patch, c.freqs) for i in range(c.levels)]
         origin = octaves(Cams(cams).centre, c.freqs).repeat_interleave(c.cond_patch**2, -1)           # the same at each pixel of a patch
         frame = F.linear(origin, proj.weight[:, :of_origin].flatten(1), proj.bias)
-        return PoseCond(frame, cells, rearrange(proj.weight[:, of_origin:], 'e (k j) p q -> e (j k p q)', k=2))
+        def of_rays(): return rearrange(proj.weight[:, of_origin:], 'e (k j) p q -> e (j k p q)', k=2)
+        return PoseCond(frame, cells, made_once(proj, of_rays, proj.weight))
     x = [F.pixel_unshuffle(cond, c.cond_patch)]
     for _ in self.down_blocks: x.append(F.avg_pool2d(x[-1].flatten(0, 1), 2).unflatten(0, cond.shape[:2]))
     return PoseCond(proj.bias.expand(*cond.shape[:2], -1), [(m, None) for m in x], proj.weight.flatten(1))
