@@ -35,7 +35,7 @@ def total(members, start,                     # `bags`
     if not len(members): return table.new_zeros(len(start), table.shape[1])
     return F.embedding_bag(row[members], table, start, mode='sum', per_sample_weights=weight[members])
 
-# %% ../nbs/34_memory.ipynb #34c011
+# %% ../nbs/34_memory.ipynb #34c048
 def splat(points: Float[Tensor, 'b n 3'],       # in the world
           what: Float[Tensor, 'b n c'],         # they carry
           weight: Float[Tensor, 'b n'],         # 0: no point
@@ -50,8 +50,8 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
     uv, z = project(points[:, None].expand(b, t, n, 3), cams)
     x, y = (uv*size - .5).unbind(-1)
     seen = (z > 1e-3) & (weight > 0)[:, None] & (x > -1) & (x < size) & (y > -1) & (y < size)
-    clip, frame, row = seen.nonzero(as_tuple=True)
-    x, y, z, frame, row = x[seen], y[seen], z[seen], clip*t + frame, clip*n + row
+    at = seen.flatten().nonzero()[:, 0]                                        # of b t n
+    x, y, z, frame, row = x.flatten()[at], y.flatten()[at], z.flatten()[at], at//n, at//(t*n)*n + at%n
     left, top = x.floor(), y.floor()
     def tap(dx, dy):
         i, j = top.long() + dy, left.long() + dx
