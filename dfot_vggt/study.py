@@ -176,7 +176,7 @@ def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch
          [loss_curve(log, .9)]),
     ], checks
 
-# %% ../nbs/52_study.ipynb #52c052
+# %% ../nbs/52_study.ipynb #52c006
 def study(cfg: StudyCfg = StudyCfg(),
           folder='runs/study',             # of the report and the injector's training
           root='runs') -> dict:            # where worlds and features are kept
@@ -206,11 +206,12 @@ def verdict(cfg: StudyCfg, scored: Table) -> str:
     dB = {name: row['PSNR'] for name, row in {**scored.rows, **scored.baselines}.items()}
     ahead = [name for name in scored.baselines if dB[name] >= dB['baseline']]
     gain, alien = dB['control'] - dB['baseline'], dB['wrong scene'] - dB['baseline']
-    head = ('Plumbing, no claim: every part runs, starts as an exact identity, learns, sees no unknown frame, and is measured against the truth'
-            if ahead or gain <= max(alien, 0) else f'A sign, and no proof: one seed, {cfg.walks} rooms')
+    head = ('Plumbing, no claim: every part runs, starts as an exact identity, learns, sees no unknown frame, and is measured against the '
+            'truth' if ahead or gain <= max(alien, 0) else f'A sign, and no proof: one seed, {cfg.walks} rooms')
     base = f'is not ahead of {" and ".join(ahead)}' if ahead else 'is ahead of both that know nothing'
-    return (f'{head}. The injector trained for {cfg.run.train.steps} steps. The base {base} ({dB["baseline"]:.1f} dB); the injector changes this '
-            f'by {gain:+.2f} dB, with another room\'s geometry by {alien:+.2f}. Whether geometry is used at all is told by losses: see recipes.')
+    return (f'{head}. The injector trained for {cfg.run.train.steps} steps. The base {base} ({dB["baseline"]:.1f} dB); the injector changes '
+            f'this by {gain:+.2f} dB, with another room\'s geometry by {alien:+.2f}. Whether geometry is used at all is told by losses: '
+            'see recipes.')
 
 # %% ../nbs/52_study.ipynb #52c046
 def outcome(walks: Batch, videos: dict, results: dict, scored: Table) -> tuple:
@@ -243,9 +244,9 @@ def machine() -> str:
     "Where it ran, in words."
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
 
-# %% ../nbs/52_study.ipynb #52c054
+# %% ../nbs/52_study.ipynb #52c008
 def per_walk(video: Float[Tensor, 'b t c h w'], walks: Batch, given: int = 1) -> dict:
-    "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr' and the same of places first seen in a generated frame."
+    "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr'; 'own revisit ...': of places that were generated."
     out = {'PSNR': psnr(video, walks.video)[:, given:].tolist()}
     pairs = revisits(walks.cams[0])
     for name, some in (('revisit', [p for p in pairs if p[0] < given]), ('own revisit', [p for p in pairs if p[0] >= given])):
@@ -280,8 +281,9 @@ def gains(record: dict,                        # of `compare`
     a, b = ({k: torch.tensor(v) for k, v in record['per_walk'][n].items()} for n in (name, than))
     d, once = {k: a[k] - b[k] for k in a}, len(record['results'][name]['frames'])
     per_frame = d.pop('PSNR')
-    spans = {f'PSNR, frames {i} to {min(j, per_frame.shape[1])}': per_frame[:, i - 1:j].mean(1) for i, j in spans if i <= per_frame.shape[1]}
-    return {f'PSNR, frames 1 to {once}': per_frame[:, :once].mean(1)} | spans | d
+    n = per_frame.shape[1]
+    parts = {f'PSNR, frames {i} to {min(j, n)}': per_frame[:, i - 1:j].mean(1) for i, j in ((1, once), *spans) if i <= n}
+    return parts | d
 
 def interval(values: Float[Tensor, 'b *n'], draws: int = 10_000, seed: int = 0) -> tuple:
     "`(mean, low, high)` over the first axis; 95 %: its entries drawn again with replacement."

@@ -1,23 +1,30 @@
-"Every injector, every pair of them and all together: nothing changes at step 0, everything lives by step 2, no unknown frame is ever seen."
+"""Every injector, every pair of them and all together: nothing changes at step 0, everything lives by step 2, no unknown frame is ever seen;
+and faults put into the library are caught."""
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 
 import pytest
 import torch
+from dfot_vggt import control, features as looking, memory, tokens
 from dfot_vggt.aggregator import random_weights
+from dfot_vggt.align import AlignCfg
 from dfot_vggt.clips import Batch
-from dfot_vggt.control import ControlCfg, Probe, alive, branches, light, no_leak, same_output
+from dfot_vggt.control import ControlCfg, Copies, Probe, alive, branches, by_length, in_place, light, no_leak, same_init, same_output
 from dfot_vggt.core import LoadError
 from dfot_vggt.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.features import features
-from dfot_vggt.guidance import HistoryGuidance
+from dfot_vggt.guidance import HistoryGuidance, guidance_from
 from dfot_vggt.inject import Guide, Injected, base_hash, heard, load_injected, window_geometry
-from dfot_vggt.recall import MemoryCfg
-from dfot_vggt.recipes import PARTS
+from dfot_vggt.recall import MemoryCfg, MemoryNet, in_view
+from dfot_vggt.recipes import PARTS, RunCfg, injected_loss
 from dfot_vggt.rollout import stream
+from dfot_vggt.sampling import frame_noise, sample_window
 from dfot_vggt.scenes import Room, render, walk
-from dfot_vggt.tokens import TokenCfg
+from dfot_vggt.shards import CacheCfg
+from dfot_vggt.tasks import EARLIER, GIVEN, PAD, PrefixMixture
+from dfot_vggt.tokens import TokenCfg, TokenInjector, addressed
 from dfot_vggt.trace import liveness
 from dfot_vggt.train import weights
 from dfot_vggt.uvit import UViT3DPose, UViTCfg, golden_weights
@@ -106,6 +113,102 @@ def test_no_unknown_frame_is_seen(names, base, world):
     net = injected(base, names)
     assert not no_leak(net, world.probe, world.geometry, world.video, world.known)
     assert no_leak(net, world.probe, world.cut, world.video, world.known), 'the leak that this test is for'
+
+# --- faults in the library, in one part of a pair: the other part does not hide them
+
+def loud(right): return lambda module: module                                       # a zero layer that is not
+def afresh(right):
+    def fresh(module):
+        module = deepcopy(module)
+        for p in module.parameters(): torch.nn.init.normal_(p, std=.1)
+        return module
+    return fresh
+def no_grad(right): return torch.no_grad()(right)
+def next_frame(right): return lambda *a: right(*a).roll(1, 1)
+def mirrored(right): return lambda *a, **kw: tuple(x.flip(-1) for x in right(*a, **kw))
+def blurred(right):
+    def sources(self, cams, g, blind=False):
+        return right(self, cams, replace(g, latents=g.latents.mean((3, 4), keepdim=True).expand_as(g.latents)), blind)
+    return sources
+def one_more(right): return lambda video, cams, known: right(video, cams, known) | (torch.arange(known.shape[1]) == 3)
+
+FAULTS = {'a zero is dropped': dict(control=(control, 'zero_init', loud), memory=(control, 'zero_init', loud), tokens=(tokens, 'zero_init', loud)),
+          'the copy is not one': dict(control=(control, 'deepcopy', afresh), memory=(control, 'deepcopy', afresh)),
+          'a gradient is cut': dict(control=(control.ControlNet, 'lay', no_grad), memory=(MemoryNet, 'lay', no_grad),
+                                    tokens=(TokenInjector, 'prepared', no_grad)),
+          'the layout is scrambled': dict(control=(control, 'place', next_frame), memory=(memory, 'splat', mirrored),
+                                          tokens=(TokenInjector, 'sources', blurred)),
+          'a frame leaks': {n: (looking, 'aligned', one_more) for n in ('control', 'tokens')}}        # memory never reads alone here
+
+def complaints(fault, part, names, base, world):
+    "What the check says that this fault is the business of."
+    net = injected(base, names)
+    one = net.parts[part]
+    match fault:
+        case 'a zero is dropped': return same_output(net, world.probe)
+        case 'the copy is not one': return [c for p in net.parts.values() if isinstance(p, Copies) for c in same_init(p)]
+        case 'a gradient is cut': return alive(net, world.probe)
+        case 'the layout is scrambled': return dict(control=in_place, memory=in_view, tokens=addressed)[part](one, world.probe)
+        case 'a frame leaks': return no_leak(net, world.probe, world.geometry, world.video, world.known)
+
+@pytest.mark.parametrize('names', [s for s in SETS if len(s) == 2], ids='+'.join)
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_in_either_part_of_a_pair_is_caught(fault, names, base, world, monkeypatch):
+    for part in set(names) & FAULTS[fault].keys():
+        where, name, wrong = FAULTS[fault][part]
+        assert not complaints(fault, part, names, base, world), part
+        with monkeypatch.context() as broken:
+            broken.setattr(where, name, wrong(getattr(where, name)))
+            assert complaints(fault, part, names, base, world), part
+
+# --- sampling
+
+KINDS = pytest.mark.parametrize('names', [s for s in SETS if len(s) != 2], ids='+'.join)
+
+def window(net, world, rows, mask, scheme='conditional', heard=True):
+    "Some clips' windows, denoised: their own noise, geometry of the frames that are not asked."
+    n = mask.shape[1]
+    video, cams = world.video[rows, :n], world.cams[rows, :n]
+    say = by_length(net, cams, world.look(video, cams, mask > 0), mask)
+    return sample_window(net.base, make_diffusion(DiffusionCfg.world()), net.base.normalise(video), mask, net.base.pose_cond(cams),
+                         frame_noise(0, ['a', 'b'][rows], range(n), (3, 32, 32)), 3, guidance_from(scheme), control=say if heard else None)
+
+@KINDS
+@pytest.mark.parametrize('scheme', ['conditional', 'vanilla(2)', 'stabilized_vanilla(2, .1)', 'fractional(2, .4)'])
+def test_under_every_guidance_a_clip_hears_its_own_geometry(scheme, names, base, world):
+    net, mask = trained(base, names), torch.where(torch.arange(T) == 0, GIVEN, EARLIER)*world.known
+    both, plain = (window(net, world, slice(0, 2), mask, scheme, heard) for heard in (True, False))
+    alone = torch.cat([window(net, world, slice(i, i + 1), mask[i:i + 1], scheme) for i in (0, 1)])
+    assert (both - plain)[~world.known].abs().mean() > 1e-3*both.std(), 'it is heard'
+    assert torch.equal(both[world.known], plain[world.known]), 'known frames come back as they are'
+    assert (both - alone).abs().max() < 1e-3*both.std()
+
+@KINDS
+def test_padded_clips_are_denoised_as_if_alone(names, base, world):
+    net, mask = trained(base, names), torch.tensor([[GIVEN, 0, 0, PAD], [GIVEN, 0, EARLIER, 0]])
+    both = window(net, world, slice(0, 2), mask)
+    for i, n in ((0, 3), (1, 4)):
+        alone = window(net, world, slice(i, i + 1), mask[i:i + 1, :n])
+        assert (both[i, :n] - alone[0]).abs().max() < 1e-3*both.std()
+        assert not torch.equal(alone, window(net, world, slice(i, i + 1), mask[i:i + 1, :n], heard=False))
+
+# --- alignment beside an injector: the base learns from three losses, the injector from one
+
+@pytest.mark.parametrize('name', INJECTORS)
+def test_alignment_and_an_injector_train_together(name, world):
+    base, align = denoiser(), AlignCfg(WIDTH, len(LAYERS), 'mid.0', width=16)
+    run = RunCfg('both', model=base.cfg, task=PrefixMixture(most=2, clips=1.), vggt=EYE, layers=LAYERS, cache=CacheCfg(depth=True), train_base=True,
+                 align=align, **{name: SETTINGS[name]})
+    torch.manual_seed(0)
+    net = Injected(base, {n: PARTS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
+    loss, opt = injected_loss(run, world.look), torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.)
+    def step(i):
+        losses = loss(net, (world.batch, i))
+        assert {n: v.shape for n, v in losses.items()} == {n: (2,) for n in ('diffusion', 'angular', 'scale')}
+        opt.zero_grad(); sum(v.mean() for v in losses.values()).backward(); opt.step()
+    liveness(net, step, 4).assert_ok()
+    said = net.eval().window(world.cams, None, world.probe.geometry)(world.probe.x, world.probe.noise_levels)
+    assert set(net.outlets) <= set(said) and not any(hasattr(net.parts.align, n) for n in ('window', 'outlets')), 'nothing of it in a video'
 
 # --- checkpoints
 
