@@ -145,7 +145,7 @@ def window_geometry(features: Callable,                    # (video, cams, known
     t, history = known.shape[1], batch.video.shape[1] - known.shape[1]
     return features(batch.video, batch.cams, torch.cat([known, known.new_ones(len(known), history)], 1)).within(t)
 
-# %% ../nbs/44_inject.ipynb #44c040
+# %% ../nbs/44_inject.ipynb #44c074
 @dataclass(frozen=True)
 class Rivals:
     "Loss of every held-out window, and of its two rivals: the same window with another scene's geometry, and with none."
@@ -183,6 +183,7 @@ class Rivals:
             return f'{words}: better in {self.share(than):.0%} of {len(self.right)} windows; {mean:.2e} [{low:.2e}, {high:.2e}] ({part})'
         return '\n'.join([line('other', "right geometry against another scene's"), line('none', 'right geometry against none')])
 
+# %% ../nbs/44_inject.ipynb #44c075
 def at_level(base: UViT3DPose, diffusion: Diffusion, batch: Batch, known: Bool[Tensor, 'b t'],
              logsnr: float,                            # of the frames that are asked
              *name,
@@ -194,6 +195,7 @@ def at_level(base: UViT3DPose, diffusion: Diffusion, batch: Batch, known: Bool[T
     noise = torch.stack(drawn).to(x0)
     return x0, noise, at, diffusion.q_sample(x0, at, noise), diffusion.net_level(at)
 
+# %% ../nbs/44_inject.ipynb #44c076
 @torch.no_grad()
 def rivals(model: Injected, diffusion: Diffusion, batch: Batch, known: Bool[Tensor, 'b t'],
            features: Callable,                        # (video, cams, known) -> Geometry

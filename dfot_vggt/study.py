@@ -176,7 +176,7 @@ def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch
          [loss_curve(log, .9)]),
     ], checks
 
-# %% ../nbs/52_study.ipynb #52c006
+# %% ../nbs/52_study.ipynb #52c001
 def study(cfg: StudyCfg = StudyCfg(),
           folder='runs/study',             # of the report and the injector's training
           root='runs') -> dict:            # where worlds and features are kept
@@ -209,9 +209,9 @@ def verdict(cfg: StudyCfg, scored: Table) -> str:
     head = ('Plumbing, no claim: every part runs, starts as an exact identity, learns, sees no unknown frame, and is measured against the '
             'truth' if ahead or gain <= max(alien, 0) else f'A sign, and no proof: one seed, {cfg.walks} rooms')
     base = f'is not ahead of {" and ".join(ahead)}' if ahead else 'is ahead of both that know nothing'
-    return (f'{head}. The injector trained for {cfg.run.train.steps} steps. The base {base} ({dB["baseline"]:.1f} dB); the injector changes '
-            f'this by {gain:+.2f} dB, with another room\'s geometry by {alien:+.2f}. Whether geometry is used at all is told by losses: '
-            'see recipes.')
+    return (f'{head}. The injector trained for {cfg.run.train.steps} steps. The base {base} ({dB["baseline"]:.1f} dB); the injector '
+            f'changes this by {gain:+.2f} dB, with another room\'s geometry by {alien:+.2f}. Whether geometry is used at all is told by '
+            'losses: see recipes.')
 
 # %% ../nbs/52_study.ipynb #52c046
 def outcome(walks: Batch, videos: dict, results: dict, scored: Table) -> tuple:
