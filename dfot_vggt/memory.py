@@ -140,15 +140,17 @@ def disagreement(geometry: Geometry,
     seen, most = inside.sum((1, 3)), pair.sum((1, 3))
     return torch.where(8*seen >= most, (off*inside).sum((1, 3))/seen.clamp(min=1), cap)*(most > 0)
 
-# %% ../nbs/34_memory.ipynb #34c012
+# %% ../nbs/34_memory.ipynb #34c001
 def find_scale(geometry: Geometry,
                start: Float[Tensor, 'b'],     # a guess
                cfg: PointsCfg
                ) -> Float[Tensor, 'b']:
     """One unit of VGGT in units of the known cameras: where the colours agree, near what VGGT's cameras say or near `start`. Where the
-    colours say nothing: what the cameras say, or, without parallax, `start`."""
+    colours say nothing: what the cameras say, or `start` where there is no parallax or no surface that two frames share."""
     said = camera_scale(geometry, cfg.parallax)
     starts, behind = torch.stack([torch.where(said.isnan(), start, said), start], 1), start.new_tensor([0., 1e-3])     # breaks a tie
+    alone = (disagreement(geometry, starts, cap=1.) == 1).all(1, keepdim=True)
+    starts = torch.where(alone, start[:, None], starts)
     def best(centres, reach, n):
         scales = (centres[:, :, None]*torch.linspace(-reach, reach, n, device=start.device).exp()).flatten(1)
         away = ((scales[:, :, None]/starts[:, None]).log().square() + behind).amin(-1)
