@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['zero_init', 'Fourier', 'Sinusoid', 'NoiseEmbedding', 'rope_pairs', 'rope_table', 'rotate', 'RMSNorm', 'modulated',
-           'onto', 'Conv', 'ResBlock', 'AdaNorm', 'attend', 'TransformerBlock', 'AttentionBlock',
+           'silu', 'onto', 'Conv', 'ResBlock', 'AdaNorm', 'attend', 'TransformerBlock', 'AttentionBlock',
            'AxialTransformerBlock', 'Downsample', 'Upsample', 'Patch', 'Unpatch', 'turned', 'emb_weight', 'made_once',
            'fold', 'pose_map', 'pose_maps', 'modulation']
 
@@ -106,14 +106,18 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
-# %% ../nbs/20_layers.ipynb #20c062
+# %% ../nbs/20_layers.ipynb #20c006
 def modulated(x: Float[Tensor, '*b'],       # what comes out of a norm, and is of no other use
               mod: Float[Tensor, '*b2'],    # 1 + scale and shift, side by side along `dim`
               dim: int) -> Float[Tensor, '*b']:
-    "`x*(1 + scale) + shift`; without gradients in the memory of `x`."
+    "`x*(1 + scale) + shift`, the same bits with and without gradients; where neither has one in the memory of `x`."
     scale, shift = mod.chunk(2, dim)
-    if x.requires_grad and not mod.requires_grad: scale = scale.clone()         # all that is kept of a `mod` that does not train
-    return torch.addcmul(shift, x, scale) if torch.is_grad_enabled() or mod.dtype != x.dtype else x.mul_(scale).add_(shift)
+    grows = x.requires_grad or mod.requires_grad or mod.dtype != x.dtype
+    return torch.addcmul(shift, x, scale) if grows else torch.addcmul(shift, x, scale, out=x)
+
+def silu(x: Float[Tensor, '*b']) -> Float[Tensor, '*b']:     # what comes out of a layer, and is of no other use
+    "`F.silu`, in the memory of `x` where that has no gradient."
+    return F.silu(x, inplace=not x.requires_grad)
 
 def onto(x: Float[Tensor, '*b'],
          change: Float[Tensor, '*b']    # what comes out of a layer, and is of no other use
@@ -138,7 +142,7 @@ class Conv(nn.Conv2d):
         trains = self.weight.requires_grad or self.bias.requires_grad
         return super().forward(x) if trains or not x.requires_grad else _Through.apply(x, self.weight, self.bias, self.padding)
 
-# %% ../nbs/20_layers.ipynb #20c094
+# %% ../nbs/20_layers.ipynb #20c092
 class ResBlock(nn.Module):
     "Two 3x3 convolutions; between them the embedding scales and shifts."
     def __init__(self, c: int,      # channels, a multiple of 32 (GroupNorm)
@@ -157,8 +161,7 @@ class ResBlock(nn.Module):
                 ) -> Float[Tensor, 'f c h w']:
         (norm, _, conv), (_, out) = self.in_layers, self.out_rest
         if torch.is_grad_enabled() and norm.weight.requires_grad and not x.requires_grad: x = x.detach().requires_grad_()     # see below
-        h = self.out_norm(conv(F.silu(norm(x), inplace=not torch.is_grad_enabled())))
-        return onto(x, out(F.silu(modulated(h, mod, 1), inplace=not torch.is_grad_enabled())))
+        return onto(x, out(silu(modulated(self.out_norm(conv(silu(norm(x)))), mod, 1))))
 
 # %% ../nbs/20_layers.ipynb #20c051
 class AdaNorm(nn.Module):
@@ -170,7 +173,7 @@ class AdaNorm(nn.Module):
     def forward(self, x: Float[Tensor, '*b n c'], mod: Float[Tensor, '*b n c2']) -> Float[Tensor, '*b n c']:
         return modulated(self.norm(x), mod, -1)
 
-# %% ../nbs/20_layers.ipynb #20c066
+# %% ../nbs/20_layers.ipynb #20c037
 def attend(qkv: Float[Tensor, 'b n c3'],                    # queries, keys and values side by side, each '(heads d)'
            heads: int, q_norm: nn.Module, k_norm: nn.Module,
            rope: Complex[Tensor, 'n p'] | None) -> Float[Tensor, 'b n c']:
@@ -211,9 +214,9 @@ class TransformerBlock(nn.Module):
         return onto(onto(x, self.attn_out(seen).view_as(x)), self.widened(mlp))
 
     def widened(self, mlp: Float[Tensor, '*b c4']) -> Float[Tensor, '*b c']:
-        "The MLP behind its first layer; without gradients the hidden layer's memory is used again."
+        "The MLP behind its first layer; where no gradient is kept at all the hidden layer's memory is used again."
         _, drop, out = self.mlp_out
-        return out(drop(F.silu(mlp, inplace=not torch.is_grad_enabled())))
+        return out(drop(F.silu(mlp, inplace=not torch.is_grad_enabled())))      # not `silu`: rows that lie apart give `out` other bits
 
 # %% ../nbs/20_layers.ipynb #20c055
 class AttentionBlock(nn.Module):
@@ -288,15 +291,15 @@ class Unpatch(nn.Module):
 
     def forward(self, x: Float[Tensor, 'f d h w']) -> Float[Tensor, 'f c h2 w2']: return self.proj(x).contiguous()
 
-# %% ../nbs/20_layers.ipynb #20c098
+# %% ../nbs/20_layers.ipynb #20c102
 def turned(weight: Float[Tensor, 'm r'],                    # r = (j k p): of each of j angles sine and cosine (k) at p pixels
            turn: Float[Tensor, 'b t j k p o'] | None        # per frame: what pixel p has of the cell's sine and cosine (o); None: no turn
            ) -> Float[Tensor, 'm r'] | Float[Tensor, 'b t m r2']:     # r2 = (o j)
     "Weights that read all pixels of a cell, as weights that read the cell's own sines and cosines."
     if turn is None: return weight
     b, t, j, k, p, o = turn.shape
-    y = rearrange(weight, 'm (j kp) -> j m kp', j=j) @ rearrange(turn, 'b t j k p o -> j (k p) (b t o)')
-    return rearrange(y, 'j m (b t o) -> b t m (o j)', b=b, o=o)
+    y = rearrange(turn, 'b t j k p o -> j (b t o) (k p)') @ rearrange(weight, 'm (j kp) -> j kp m', j=j)
+    return rearrange(y, 'j (b t o) m -> b t (o j) m', b=b, o=o).mT
 
 def emb_weight(block) -> Float[Tensor, 'm e']:
     "The weights through which a block reads the embedding."
