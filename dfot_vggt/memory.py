@@ -74,7 +74,7 @@ def splat(points: Float[Tensor, 'b n 3'],       # in the world
     maps = torch.where(covered, torch.cat([sums[:, :-1], depth], 1)/sums[:, -1:].clamp(min=.5), 0.)
     return tuple(m.unflatten(0, (b, t, size, size)).permute(0, 1, 4, 2, 3) for m in (maps, covered.to(maps.dtype)))
 
-# %% ../nbs/34_memory.ipynb #34c008
+# %% ../nbs/34_memory.ipynb #34c018
 @dataclass(frozen=True)
 class PointsCfg(Cfg):
     "How a memory is kept."
@@ -82,7 +82,7 @@ class PointsCfg(Cfg):
     features: int = 32       # numbers to which a latent is reduced; 0: colours only
     points: int = 32768      # most points of a clip
     cell: float = .7         # side of a voxel, in steps between neighbouring points at the median depth of what came first
-    prior: float = .7        # one unit of VGGT in units of the cameras, where nothing else is known
+    prior: float = .7        # one unit of VGGT in units of the cameras, where nothing else is known; .7: the small VGGT in `scenes`
     parallax: float = .03    # camera distance, in median depths, from which VGGT's cameras are heard about scale
     pull: float = .01        # by how much the colours must agree better for the scale to move by a factor of e
 
