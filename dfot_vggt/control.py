@@ -35,9 +35,11 @@ class Copies(nn.Module):
         super().__init__()
         last, name = len(base.down_blocks), type(cfg).__name__
         first = base.apart if cfg.first is None else cfg.first
-        expect(0 <= first <= last, f'{name}.first', f'a level from 0 (the finest) to {last} (the middle), or None', first, 'begin elsewhere')
+        expect(0 <= first <= last, f'{name}.first', f'a level from 0 (the finest) to {last} (the middle), or None', first,
+               'begin elsewhere')
         least = int(first == last)                                            # something must be copied
-        expect(least <= cfg.mid <= base.cfg.mid, f'{name}.mid', f'{least} to {base.cfg.mid} middle blocks of the base', cfg.mid, 'copy others')
+        expect(least <= cfg.mid <= base.cfg.mid, f'{name}.mid', f'{least} to {base.cfg.mid} middle blocks of the base', cfg.mid,
+               'copy others')
         self.cfg, self._base = cfg, (base.requires_grad_(False).eval(),)      # in a tuple: not in state_dict, optimizer or EMA
         self.down_blocks = nn.ModuleDict({str(i): deepcopy(base.down_blocks[i]) for i in range(first, last)}).requires_grad_()
         self.mid_blocks = deepcopy(Level(base.mid_blocks.blocks[:cfg.mid])).requires_grad_()
@@ -67,7 +69,8 @@ class Copies(nn.Module):
 
     def sections(self) -> dict:
         "{section: (index of its grid, `Level` of copies)} in walking order; the middle perhaps without a block."
-        return {**{f'down.{i}': (int(i), level) for i, level in self.down_blocks.items()}, 'mid': (self.base.cfg.levels - 1, self.mid_blocks)}
+        copied = {f'down.{i}': (int(i), level) for i, level in self.down_blocks.items()}
+        return copied | {'mid': (self.base.cfg.levels - 1, self.mid_blocks)}
 
     def lay(self, cams: Float[Tensor, 'b t 16'], geometry) -> tuple:
         "`([per place 'b t c h w' to add], 'b t e' to add to the noise embedding)`."
