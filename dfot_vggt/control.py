@@ -7,11 +7,12 @@ __all__ = ['COPIES', 'ANY', 'COPIED', 'CHECKS', 'Copies', 'mapped', 'Fixed', 'by
            'Probe', 'same_init', 'zero_gates', 'same_levels', 'same_output', 'alive', 'train_a_little', 'awake',
            'in_place', 'reach', 'afresh', 'light', 'branches', 'saved', 'no_leak', 'checklist']
 
-# %% ../nbs/32_control.ipynb #32c011
+# %% ../nbs/32_control.ipynb #32c015
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -86,7 +87,7 @@ class Copies(nn.Module):
         "The control of one call; for many calls on one window see `window`."
         return {} if geometry is None else self.listen(x, noise_levels, self.fixed(cams, cond, geometry), cond_mask)
 
-# %% ../nbs/32_control.ipynb #32c008
+# %% ../nbs/32_control.ipynb #32c021
 def mapped(conv: nn.Conv2d, x: Float[Tensor, 'f h w d']) -> Float[Tensor, 'f c h w']:
     "A 1x1 convolution, as one matrix product; channels lie side by side."
     return F.linear(x, conv.weight.flatten(1), conv.bias).movedim(-1, 1)
@@ -133,8 +134,11 @@ def listen(self: Copies, x, noise_levels, fixed: Fixed, cond_mask=None) -> dict:
         levels = self.walk(h.detach(), noise_levels, fixed, cond_mask)
         said.update({tap: mapped(connect, levels[tap].movedim(1, -1)) for tap, connect in zip(self.outlets, self.connect)})
         return h
-    def add(tap): return lambda h: h + said.pop(tap)
-    return {self.inlet: hear, **{tap: add(tap) for tap in self.outlets}}
+    def add(tap, h):
+        expect(tap in said, f'{type(self).__name__}: {tap}', f'the base at {self.inlet} first, once per call', 'nothing heard',
+               "with guidance pass window(...), a function, and not one call's control", error=KeyError)
+        return h + said.pop(tap)
+    return {self.inlet: hear, **{tap: partial(add, tap) for tap in self.outlets}}
 
 @patch
 def window(self: Copies, cams, cond, geometry):

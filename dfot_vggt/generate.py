@@ -140,7 +140,7 @@ def _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, 
             write_past(place, past, kw['geometry'].state_dict() if remembers else {})
     return videos
 
-# %% ../nbs/53_generate.ipynb #53c025
+# %% ../nbs/53_generate.ipynb #53c013
 def load_model(source: str,    # a run's folder, an asset's name, or what `load_dfot` takes
                window: int = 0 # frames seen at once; 0: as in its config
               ) -> tuple[UViT3DPose, Diffusion, Guide | None]:
@@ -155,7 +155,7 @@ def load_model(source: str,    # a run's folder, an asset's name, or what `load_
     expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__, 'name another folder')
     run, diffusion = run.replace(model=sized(run.model)), make_diffusion(run.diffusion)
     if not any(getattr(run, part) for part in PARTS): return load_dfot(weights, run.model), diffusion, None
-    model = load_run(learner(run), weights.parent).to(device())
+    model = load_run(learner(run), weights).to(device())
     return model.base, diffusion, Guide(model, sight(run))
 
 def read_images(paths: list[str], size: int) -> tuple[UInt8[np.ndarray, 't 3 {size} {size}'], tuple[int, int]]:

@@ -125,33 +125,36 @@ def onto(x: Float[Tensor, '*b'],
     "`x + change`, in the memory of `change` where that can hold the sum."
     return change.add_(x) if change.dtype == x.dtype else x + change
 
-# %% ../nbs/20_layers.ipynb #20c089
+# %% ../nbs/20_layers.ipynb #20c050
 class _Through(torch.autograd.Function):
     "A convolution of stride 1 that keeps its weight and nothing else."
+    generate_vmap_rule = True
     @staticmethod
-    def forward(ctx, x, weight, bias, padding):
-        ctx.save_for_backward(weight)
-        ctx.padding = padding
-        return F.conv2d(x, weight, bias, padding=padding)
+    def forward(x, weight, bias, padding): return F.conv2d(x, weight, bias, padding=padding)
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.padding = inputs[3]
     @staticmethod
     def backward(ctx, g): return F.conv_transpose2d(g, ctx.saved_tensors[0].to(g.dtype), padding=ctx.padding), None, None, None
 
 class Conv(nn.Conv2d):
-    "A convolution of stride 1 which, when frozen, does not keep its input for the backward pass."
+    "A 3x3 convolution which, when frozen, does not keep its input for the backward pass."
+    def __init__(self, c: int, c_next: int): super().__init__(c, c_next, 3, padding=1)
     def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h w']:
-        trains = self.weight.requires_grad or self.bias.requires_grad
+        trains = any(p.requires_grad for p in self.parameters())
         return super().forward(x) if trains or not x.requires_grad else _Through.apply(x, self.weight, self.bias, self.padding)
 
-# %% ../nbs/20_layers.ipynb #20c092
+# %% ../nbs/20_layers.ipynb #20c066
 class ResBlock(nn.Module):
     "Two 3x3 convolutions; between them the embedding scales and shifts."
     def __init__(self, c: int,      # channels, a multiple of 32 (GroupNorm)
                  emb: int):         # width of the embedding
         super().__init__()
         self.emb_layer = nn.Conv2d(emb, 2*c, 1)
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, c, eps=1e-6), nn.SiLU(), Conv(c, c, 3, padding=1))
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, c, eps=1e-6), nn.SiLU(), Conv(c, c))
         self.out_norm = nn.GroupNorm(32, c, eps=1e-6)
-        self.out_rest = nn.Sequential(nn.SiLU(), zero_init(Conv(c, c, 3, padding=1)))
+        self.out_rest = nn.Sequential(nn.SiLU(), zero_init(Conv(c, c)))
 
     @property
     def emb_layers(self) -> tuple: return self.emb_layer,
@@ -255,7 +258,7 @@ class AxialTransformerBlock(TransformerBlock):
         x = self.another_attn(x.transpose(1, 2), second.transpose(1, 2), time).transpose(1, 2)
         return onto(x, self.widened(mlp))
 
-# %% ../nbs/20_layers.ipynb #20c039
+# %% ../nbs/20_layers.ipynb #20c073
 class Downsample(nn.Module):
     "Mean over 2x2, then a 3x3 convolution to the next width."
     def __init__(self, c: int, c_next: int):
@@ -268,7 +271,7 @@ class Upsample(nn.Module):
     "A 3x3 convolution to the finer level's width, then each value four times."
     def __init__(self, c: int, c_next: int):
         super().__init__()
-        self.conv = Conv(c, c_next, 3, padding=1)
+        self.conv = Conv(c, c_next)
 
     def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h2 w2']:
         y = self.conv(x).movedim(1, -1)                                          # f h w c: channels stay side by side
@@ -291,7 +294,7 @@ class Unpatch(nn.Module):
 
     def forward(self, x: Float[Tensor, 'f d h w']) -> Float[Tensor, 'f c h2 w2']: return self.proj(x).contiguous()
 
-# %% ../nbs/20_layers.ipynb #20c102
+# %% ../nbs/20_layers.ipynb #20c094
 def turned(weight: Float[Tensor, 'm r'],                    # r = (j k p): of each of j angles sine and cosine (k) at p pixels
            turn: Float[Tensor, 'b t j k p o'] | None        # per frame: what pixel p has of the cell's sine and cosine (o); None: no turn
            ) -> Float[Tensor, 'm r'] | Float[Tensor, 'b t m r2']:     # r2 = (o j)
@@ -310,12 +313,14 @@ _MADE = WeakKeyDictionary()     # module -> (its frozen weights as they were, th
 
 def made_once(owner: nn.Module, make: Callable[[], Tensor], *weights: Tensor) -> Tensor:
     "`make()` of weights: kept beside their owner, one thing per owner, as long as they are frozen and nobody changes them."
-    if torch.compiler.is_compiling() or any(w.requires_grad or w.is_inference() for w in weights): return make()
-    state = [(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights]
-    if owner not in _MADE or _MADE[owner][0] != state:
+    if torch.compiler.is_compiling() or any(w.requires_grad or w.is_inference() for w in weights):
+        _MADE.pop(owner, None)                                                 # a fused optimizer changes weights without telling
+        return make()
+    state, kept = [(w.device, w.data_ptr(), w._version, w.shape, w.dtype) for w in weights], _MADE.get(owner)
+    if kept is None or kept[0] != state:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
-            _MADE[owner] = state, [w.detach() for w in weights], make()        # the weights too: their places cannot be taken by others
-    return _MADE[owner][2]
+            kept = _MADE[owner] = state, [w.detach() for w in weights], make() # the weights too: their places cannot be taken by others
+    return kept[2]
 
 def fold(block, P: Float[Tensor, 'e r']) -> Float[Tensor, 'm r']:
     "`emb_weight(block) @ P`, made once where both are frozen."
@@ -334,6 +339,7 @@ def pose_maps(blocks,                                    # blocks of one level
     (e, r), (b, t, k, h, w) = P.shape, cells.shape
     m, n = sum(len(layer.weight) for block in blocks for layer in block.emb_layers), b*t*h*w
     trains = P.requires_grad or any(layer.weight.requires_grad for block in blocks for layer in block.emb_layers)
+    for block in blocks*trains: _MADE.pop(block, None)
     if trains*m*e*r + n*k*m < n*k*e + n*e*m: return [lambda block=block: pose_map(turned(fold(block, P), turn), cells) for block in blocks]
     seen = pose_map(turned(P, turn), cells)                  # the embedding of the rays, shared by the blocks
     return [lambda block=block: seen @ emb_weight(block).mT for block in blocks]

@@ -302,9 +302,9 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c092
+# %% ../nbs/51_recipes.ipynb #51c004
 def tiny_base() -> RunCfg:
-    "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on two CPU cores."
+    "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on one CPU core."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
 
 def _variant(name: str, **parts) -> RunCfg:
@@ -316,7 +316,7 @@ def _variant(name: str, **parts) -> RunCfg:
 TINY = dict(latent=512, camera=512)        # channels of two layers of the small VGGT side by side: 2 x 2*dim
 
 def tiny_control() -> RunCfg:
-    "A ControlNet: all levels and three middle blocks are copied."
+    "A ControlNet: all levels of the way down and three middle blocks are copied."
     return _variant('tiny_control', control=ControlCfg(**TINY, mid=3, first=0))
 
 def tiny_tokens() -> RunCfg:
@@ -374,7 +374,7 @@ def _large(name: str, **parts) -> RunCfg:
 LARGE = dict(latent=4096, camera=4096)     # the same of the released one
 
 def re10k_control() -> RunCfg:
-    "A ControlNet on the released model: all levels are copied, and two of 20 middle blocks."
+    "A ControlNet on the released model: the level where frames first meet and two of 20 middle blocks are copied."
     return _large('re10k_control', control=ControlCfg(**LARGE, mid=2))
 
 def re10k_tokens() -> RunCfg:
@@ -382,7 +382,8 @@ def re10k_tokens() -> RunCfg:
     return _large('re10k_tokens', tokens=TokenCfg(**LARGE, tokens=32, width=512, heads=8), history=8)
 
 def re10k_memory() -> RunCfg:
-    "Points remembered from a window and eight other frames of its clip, splatted at half the resolution."
+    """Points remembered from a window and eight other frames of its clip, splatted at half the resolution. The prior of scale is that of
+    the toy rooms: for RealEstate10K none was measured; colours decide, then camera distances; a lone known frame may be off by a factor."""
     return _large('re10k_memory', memory=MemoryCfg(size=128, points=131_072, mid=2), history=8,
                   cache=CacheCfg(depth=True))
 

@@ -39,7 +39,7 @@ def frame_noise(seed,                    # anything that prints
     def noise(name): return torch.stack([torch.stack([torch.randn(*shape, generator=rng(seed, k, i, name)) for i in index]) for k in keys])
     return noise
 
-# %% ../nbs/25_sampling.ipynb #25c057
+# %% ../nbs/25_sampling.ipynb #25c025
 def weave(parts: list,   # per branch a tensor '(b t) ...' to add, or a callable h -> h on such tensors
           b: int         # clips
          ):
@@ -51,7 +51,8 @@ def weave(parts: list,   # per branch a tensor '(b t) ...' to add, or a callable
         return weave([f(h[:, j].flatten(0, 1)) for j, f in enumerate(parts)], b)
     return woven
 
-def branch_control(control,                        # None, {tap: tensor or callable} for b clips, or fn(x, levels, cond_mask) -> such a dict
+def branch_control(control,                        # None, {tap: tensor or callable} for b clips (one that listens must come as
+                                               # a function), or fn(x, levels, cond_mask) -> such a dict
                    x: Float[Tensor, 'bn t c h w'], levels: Float[Tensor, 'bn t'],
                    hide: Bool[Tensor, 'bn'] | None,    # rows whose cameras are hidden
                    n: int                          # branches
