@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COPIES', 'ANY', 'COPIED', 'CHECKS', 'Copies', 'mapped', 'Fixed', 'by_length', 'ControlCfg', 'to_grid', 'ControlNet',
            'Probe', 'same_init', 'zero_gates', 'same_levels', 'same_output', 'alive', 'train_a_little', 'awake',
-           'in_place', 'reach', 'afresh', 'light', 'branches', 'saved', 'no_leak', 'checklist']
+           'in_place', 'reach', 'afresh', 'light', 'branches', 'saved', 'no_leak', 'checklist', 'draw_caught']
 
-# %% ../nbs/32_control.ipynb #32c015
+# %% ../nbs/32_control.ipynb #32c011
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from .core import Cfg, expect, load_report, rng
 from .features import Geometry, area_mean, place, regrid
 from .layers import zero_init
+from .show import Fig, fig
 from .tasks import PAD
 from .trace import liveness
 from .uvit import Level, PoseCond, UViT3DPose
@@ -353,7 +355,7 @@ def no_leak(net, probe: Probe,
     with awake(net): was, now = (probe.said(net, probe.control(net, geometry=features(v, probe.cams, known))) for v in (video, other))
     return [f'{k} sees unknown frames' for k in was if not torch.equal(was[k], now[k])]
 
-# %% ../nbs/32_control.ipynb #32c085
+# %% ../nbs/32_control.ipynb #32c032
 ANY = same_output, alive, light, branches, saved                  # of every injector; `no_leak` too, it needs a video
 COPIED = same_init, zero_gates, same_levels, reach, afresh               # of whatever is made of `Copies`
 CHECKS = *COPIED, *ANY, in_place                                  # of a ControlNet
@@ -362,3 +364,12 @@ def checklist(net, probe: Probe, checks: tuple = CHECKS) -> dict:
     "{check: complaints} of checks that need nothing but an injector and a batch; in eval mode, for copies to be comparable."
     net.eval()
     return {check.__name__: check(net, probe) for check in checks}
+
+def draw_caught(caught: dict) -> Fig:     # {fault, in words: {check: complaints}}
+    "Which check catches which fault: a row per fault, a column per check, coloured where it complains."
+    checks = list(dict.fromkeys(check for found in caught.values() for check in found))
+    told = [[found.get(check, []) for check in checks] for found in caught.values()]
+    return fig(go.Heatmap(z=[[min(1, len(t)) for t in row] for row in told], x=checks, y=list(caught), xgap=2, ygap=2, showscale=False,
+                          zmin=0, zmax=1, colorscale=[[0, '#eeeeee'], [1, '#D55E00']],
+                          text=[['; '.join(t[:2]) for t in row] for row in told], hoverinfo='text'),
+               yaxis_autorange='reversed', height=110 + 18*len(caught), margin_l=370, title='Which check catches which fault')
