@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['short_control', 'StudyCfg', 'closed_walks', 'elsewhere', 'contest', 'as_html', 'write_report', 'probe_of',
-           'show_parts', 'study', 'verdict', 'outcome', 'provenance', 'machine', 'per_walk', 'compare', 'gains',
-           'interval', 'dfot_study']
+           'show_parts', 'study', 'verdict', 'outcome', 'provenance', 'machine', 'per_walk', 'compare', 'glance',
+           'gains', 'interval', 'dfot_study']
 
 # %% ../nbs/52_study.ipynb #52c030
 import base64
@@ -244,7 +244,7 @@ def machine() -> str:
     "Where it ran, in words."
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
 
-# %% ../nbs/52_study.ipynb #52c008
+# %% ../nbs/52_study.ipynb #52c005
 def per_walk(video: Float[Tensor, 'b t c h w'], walks: Batch, given: int = 1) -> dict:
     "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr'; 'own revisit ...': of places that were generated."
     out = {'PSNR': psnr(video, walks.video)[:, given:].tolist()}
@@ -258,7 +258,7 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a run with parts
             root='runs',                       # where worlds are kept
             to='nbs/studies/results',          # folder of the record
             beyond: int = 8) -> dict:          # frames after the return, in which places are seen again that were generated
-    "Rollouts of a finished run, of its base, and with the wrong scene; numbers are written to `<name>_walks.json`."
+    "Rollouts of a finished run, its base, and with the wrong scene: numbers in `<name>_walks.json`, a walk to look at in `<name>_walks.png`."
     walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond)
     net, once = load_run(learner(cfg.run), folder), walks.video[:, :walks.video.shape[1] - beyond]
     videos = {cfg.run.name if name == 'control' else name: v for name, v in contest(cfg, net, sight(cfg.run), walks, progress=True).items()}
@@ -270,8 +270,17 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a run with parts
     record = dict(study=cfg.key(), recipe=cfg.run.key(), steps=cfg.run.train.steps, commit=commit(), seed=cfg.seed, walks=walks.keys,
                   results=results, baselines=scored.baselines, per_walk=walked)
     with write_aside(Path(to)/f'{cfg.run.name}_walks.json') as tmp: tmp.write_text(json.dumps(record, indent=1))
+    with write_aside(Path(to)/f'{cfg.run.name}_walks.png') as tmp: glance(videos, walks).save(tmp, 'PNG', optimize=True)
     print(scored)
     return record
+
+def glance(videos: dict,          # {contestant: 'b t 3 h w'}
+           walks: Batch,          # the true ones
+           walk: int = 0,         # which of them
+           every: int = 8):       # frames from one picture to the next
+    "A walk to look at: a row for the truth and one per contestant."
+    rows = {'truth': walks.video, **videos}
+    return show_clip(torch.stack([v[walk, ::every].clamp(0, 1) for v in rows.values()]), [*rows], scale=2)
 
 def gains(record: dict,                        # of `compare`
           name: str,                           # a contestant ...
