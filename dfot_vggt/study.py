@@ -244,7 +244,7 @@ def machine() -> str:
     "Where it ran, in words."
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
 
-# %% ../nbs/52_study.ipynb #52c005
+# %% ../nbs/52_study.ipynb #52c008
 def per_walk(video: Float[Tensor, 'b t c h w'], walks: Batch, given: int = 1) -> dict:
     "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr'; 'own revisit ...': of places that were generated."
     out = {'PSNR': psnr(video, walks.video)[:, given:].tolist()}
@@ -258,7 +258,7 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a run with parts
             root='runs',                       # where worlds are kept
             to='nbs/studies/results',          # folder of the record
             beyond: int = 8) -> dict:          # frames after the return, in which places are seen again that were generated
-    "Rollouts of a finished run, its base, and with the wrong scene: numbers in `<name>_walks.json`, a walk to look at in `<name>_walks.png`."
+    "Rollouts of a finished run, its base, and with the wrong scene: numbers in `<name>_walks.json`, a walk in `<name>_walks.png`."
     walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond)
     net, once = load_run(learner(cfg.run), folder), walks.video[:, :walks.video.shape[1] - beyond]
     videos = {cfg.run.name if name == 'control' else name: v for name, v in contest(cfg, net, sight(cfg.run), walks, progress=True).items()}
