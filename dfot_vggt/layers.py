@@ -106,13 +106,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
-# %% ../nbs/20_layers.ipynb #20c006
+# %% ../nbs/20_layers.ipynb #20c089
 def modulated(x: Float[Tensor, '*b'],       # what comes out of a norm, and is of no other use
               mod: Float[Tensor, '*b2'],    # 1 + scale and shift, side by side along `dim`
               dim: int) -> Float[Tensor, '*b']:
     "`x*(1 + scale) + shift`, the same bits with and without gradients; where neither has one in the memory of `x`."
     scale, shift = mod.chunk(2, dim)
-    grows = x.requires_grad or mod.requires_grad or mod.dtype != x.dtype
+    grows = x.requires_grad or mod.requires_grad or mod.dtype != x.dtype or torch.compiler.is_compiling()      # which fuses it anyway
     return torch.addcmul(shift, x, scale) if grows else torch.addcmul(shift, x, scale, out=x)
 
 def silu(x: Float[Tensor, '*b']) -> Float[Tensor, '*b']:     # what comes out of a layer, and is of no other use
@@ -294,7 +294,7 @@ class Unpatch(nn.Module):
 
     def forward(self, x: Float[Tensor, 'f d h w']) -> Float[Tensor, 'f c h2 w2']: return self.proj(x).contiguous()
 
-# %% ../nbs/20_layers.ipynb #20c094
+# %% ../nbs/20_layers.ipynb #20c043
 def turned(weight: Float[Tensor, 'm r'],                    # r = (j k p): of each of j angles sine and cosine (k) at p pixels
            turn: Float[Tensor, 'b t j k p o'] | None        # per frame: what pixel p has of the cell's sine and cosine (o); None: no turn
            ) -> Float[Tensor, 'm r'] | Float[Tensor, 'b t m r2']:     # r2 = (o j)
@@ -313,7 +313,8 @@ _MADE = WeakKeyDictionary()     # module -> (its frozen weights as they were, th
 
 def made_once(owner: nn.Module, make: Callable[[], Tensor], *weights: Tensor) -> Tensor:
     "`make()` of weights: kept beside their owner, one thing per owner, as long as they are frozen and nobody changes them."
-    if torch.compiler.is_compiling() or any(w.requires_grad or w.is_inference() for w in weights):
+    if torch.compiler.is_compiling(): return make()                            # in a compiled graph nothing is kept, and nothing dropped
+    if any(w.requires_grad or w.is_inference() for w in weights):
         _MADE.pop(owner, None)                                                 # a fused optimizer changes weights without telling
         return make()
     state, kept = [(w.device, w.data_ptr(), w._version, w.shape, w.dtype) for w in weights], _MADE.get(owner)
@@ -339,7 +340,8 @@ def pose_maps(blocks,                                    # blocks of one level
     (e, r), (b, t, k, h, w) = P.shape, cells.shape
     m, n = sum(len(layer.weight) for block in blocks for layer in block.emb_layers), b*t*h*w
     trains = P.requires_grad or any(layer.weight.requires_grad for block in blocks for layer in block.emb_layers)
-    for block in blocks*trains: _MADE.pop(block, None)
+    if trains and not torch.compiler.is_compiling():
+        for block in blocks: _MADE.pop(block, None)
     if trains*m*e*r + n*k*m < n*k*e + n*e*m: return [lambda block=block: pose_map(turned(fold(block, P), turn), cells) for block in blocks]
     seen = pose_map(turned(P, turn), cells)                  # the embedding of the rays, shared by the blocks
     return [lambda block=block: seen @ emb_weight(block).mT for block in blocks]
