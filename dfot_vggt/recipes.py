@@ -302,7 +302,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     "The parameters that do not train, and so are in no checkpoint."
     return {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
 
-# %% ../nbs/51_recipes.ipynb #51c004
+# %% ../nbs/51_recipes.ipynb #51c027
 def tiny_base() -> RunCfg:
     "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on one CPU core."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
@@ -342,8 +342,7 @@ def tiny_align() -> RunCfg:
 def tiny_all() -> RunCfg:
     "Three injectors at once on the frozen base."
     run = tiny_control()
-    return run.replace(name='tiny_all', tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True),
-                       train=run.train.replace(steps=400))
+    return run.replace(name='tiny_all', tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True))
 
 def tiny_discrete() -> RunCfg:
     "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['short_control', 'StudyCfg', 'closed_walks', 'elsewhere', 'contest', 'as_html', 'write_report', 'probe_of',
            'show_parts', 'study', 'verdict', 'outcome', 'provenance', 'machine', 'per_walk', 'compare', 'glance',
-           'gains', 'interval', 'dfot_study']
+           'gains', 'dfot_study']
 
 # %% ../nbs/52_study.ipynb #52c030
 import base64
@@ -244,7 +244,7 @@ def machine() -> str:
     "Where it ran, in words."
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
 
-# %% ../nbs/52_study.ipynb #52c008
+# %% ../nbs/52_study.ipynb #52c017
 def per_walk(video: Float[Tensor, 'b t c h w'], walks: Batch, given: int = 1) -> dict:
     "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr'; 'own revisit ...': of places that were generated."
     out = {'PSNR': psnr(video, walks.video)[:, given:].tolist()}
@@ -293,11 +293,6 @@ def gains(record: dict,                        # of `compare`
     n = per_frame.shape[1]
     parts = {f'PSNR, frames {i} to {min(j, n)}': per_frame[:, i - 1:j].mean(1) for i, j in ((1, once), *spans) if i <= n}
     return parts | d
-
-def interval(values: Float[Tensor, 'b *n'], draws: int = 10_000, seed: int = 0) -> tuple:
-    "`(mean, low, high)` over the first axis; 95 %: its entries drawn again with replacement."
-    again = values[torch.randint(len(values), (draws, len(values)), generator=rng(seed, 'bootstrap'))].mean(1)
-    return values.mean(0), *again.quantile(torch.tensor([.025, .975]), 0)
 
 # %% ../nbs/52_study.ipynb #52c020
 @call_parse

@@ -66,7 +66,7 @@ def gaze(frame: Float[Tensor, 'c h w'],          # of the one who looks, RGB in 
     h, w = frame.shape[1:]
     rows, columns = (((torch.arange(n) + .5)/n - x).abs() for n, x in zip((h, w), at))
     far = torch.maximum(rows[:, None], columns[None])
-    edge = (far - .06).abs() <= .5/min(h, w)                               # a line of one pixel
+    edge = ((far - .06).abs() <= .5/min(h, w)).to(frame.device)                # a line of one pixel
     heat = F.interpolate((shares/shares.max())[:, None].float(), (h, w), mode='bilinear').clamp(0, 1)
     grey = others.mean(1, keepdim=True).expand_as(others)*.8
     red = torch.cat((grey[:, :1] + (1 - grey[:, :1])*heat, grey[:, 1:]*(1 - heat)), 1)
