@@ -288,7 +288,7 @@ def hear_maps(net: TokenInjector, probe: Probe, tap: str = 'mid.0') -> Float[Ten
     shares = m.look.shares(m.queries(heard[0], at, t), k)
     return rearrange(shares, 'b (t h w) (f p) -> b t h w f p', t=t, f=t, h=heard[0].shape[-2])
 
-# %% ../nbs/33_tokens.ipynb #33c076
+# %% ../nbs/33_tokens.ipynb #33c007
 @torch.no_grad()
 def addressed(net: TokenInjector, probe: Probe) -> list:
     "Awake, who changes what? Clip 0 of the probe must know two frames or more; it is clip 0 that is asked."
@@ -310,7 +310,10 @@ def addressed(net: TokenInjector, probe: Probe) -> list:
     same_bits = {'empty slots are heard': (dict(geometry=padded(0)), dict(geometry=padded(1))),
                  'hidden cameras are seen': (dict(hide=hide),
                                              dict(hide=hide, cams=cams.roll(1, 1), geometry=replace(g, cams=g.cams[:, swap])))}
-    def said(cams=cams, geometry=g, hide=None): return probe.said(net, net(probe.x, probe.noise_levels, cams, None, geometry, hide))
+    here = probe.base(net, taps=net.outlets)[1]                                             # the base is the same, whoever speaks
+    def said(cams=cams, geometry=g, hide=None):
+        control = net(probe.x, probe.noise_levels, cams, None, geometry, hide)
+        return {tap: control[tap](h) - h for tap, h in here.items() if tap in control}
     def broken(kind, a, b):
         off = (a - b).flatten(1).norm(dim=1)/a.flatten(1).norm(dim=1)                                    # of each frame, relative
         return (off[:rows] < 1e-2).any() if kind is must_change else (off > 1e-3).any() if kind is may_round else not torch.equal(a, b)
@@ -330,7 +333,10 @@ def in_line(net: TokenInjector, probe: Probe) -> list:
     "A fresh branch, awake: touch a quarter of a known frame, and what changes in that frame lies in that quarter."
     g, wrong = probe.geometry, set()
     slot, (h, w) = int((g.index[0] >= 0).nonzero()[0]), g.latents.shape[-2:]
-    def said(geometry): return {tap: c[g.index[0, slot]] for tap, c in probe.said(net, probe.control(net, geometry=geometry)).items()}
+    here = probe.base(net, taps=net.outlets)[1]
+    def said(geometry):
+        control = probe.control(net, geometry=geometry)
+        return {tap: (control[tap](h) - h)[g.index[0, slot]] for tap, h in here.items() if tap in control}
     with awake(net):
         was = said(g)
         for up, rows in ((1, slice(h//2)), (-1, slice(h - h//2, h))):
