@@ -201,7 +201,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c062
+# %% ../nbs/34_memory.ipynb #34c008
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -217,13 +217,16 @@ class SpatialMemory:
             index: Int[Tensor, 'b s'] | None = None,      # numbers of the frames in their clips, -2 in empty slots; None: 0, 1, ...
             given: Bool[Tensor, 'b s'] | None = None      # given frames, not generated ones; None: all
             ) -> 'SpatialMemory':
-        "Take in the frames that are not inside yet. Those that are inside help to find the scale."
+        "Take in the frames that are not inside yet; anew, if all that are inside come again with them. Those help to find the scale."
         g, cfg = geometry, self.cfg
         index = torch.arange(g.index.shape[1], device=g.index.device).expand_as(g.index) if index is None else index
         given = torch.ones_like(g.present) if given is None else given
         self._check(g, index, given)
-        old = self.state or self._nothing(g)
-        new = g.present & (index >= 0) & ~(index[..., None] == old['frames'][:, None]).any(-1)
+        old, here = self.state or self._nothing(g), g.present & (index >= 0)
+        same = (index[..., None] == old['frames'][:, None]) & here[..., None]                  # b s, frames inside
+        new = here & ~same.any(-1)
+        again = (same.any(1) | (old['frames'] < 0)).all(1) & new.any(1)                        # b
+        new, old = torch.where(again[:, None], here, new), self._emptied(old, again)
         self.state = old
         if not new.any(): return self
         with torch.autocast(g.depth.device.type, enabled=False):
@@ -240,12 +243,18 @@ class SpatialMemory:
                           frames=inside[:, :int((inside >= 0).sum(1).max())])
         return self
 
-# %% ../nbs/34_memory.ipynb #34c066
+# %% ../nbs/34_memory.ipynb #34c029
 @patch
 def _nothing(self: SpatialMemory, g) -> dict:
     b, of, z, i = len(g), 3 + self.cfg.features, g.cams, g.index.long()
     return dict(points=z.new_zeros(b, 0, 3), what=z.new_zeros(b, 0, of), weight=z.new_zeros(b, 0), given=g.present[:, :0],
                 stamp=i[:, :0], cell=z.new_zeros(b), scale=z.new_zeros(b), frames=i[:, :0])
+
+@patch
+def _emptied(self: SpatialMemory, state: dict, clips: Bool[Tensor, 'b']) -> dict:
+    "Some clips' points and frames are forgotten; the scale is not."
+    return state | dict(weight=state['weight'].masked_fill(clips[:, None], 0.), cell=state['cell'].masked_fill(clips, 0.),
+                        frames=state['frames'].masked_fill(clips[:, None], EMPTY))
 
 @patch
 def _check(self: SpatialMemory, g, index, given):
