@@ -104,7 +104,7 @@ def _prune(run, root, also, only_look):
     for path, size in gone.items(): print(f'  {"would go" if only_look else "removed"}: {path.relative_to(folder)}, {size/1e6:,.3f} MB')
     print(f'{folder}: {len(gone)} files {"would be " if only_look else ""}removed, {sum(gone.values())/1e6:,.1f} MB')
 
-# %% ../nbs/54_cache.ipynb #54c019
+# %% ../nbs/54_cache.ipynb #54c022
 @call_parse
 def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that a run saved
                root: str = 'runs',      # where worlds and features are kept
@@ -131,7 +131,5 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that 
         if isinstance(run, RunCfg):
             run = run.replace(cache=run.cache.replace(**{k: v for k, v in chosen.items() if v not in (-1, '')}))
             if finite >= 0: run = run.replace(finite=finite)
-        if torch.accelerator.is_available():                     # under torchrun one process per accelerator
-            torch.accelerator.set_device_index(int(os.environ.get('LOCAL_RANK', 0)) % torch.accelerator.device_count())
         asked[0](run, root)
     except (ValueError, KeyError, TypeError, OSError) as e: raise SystemExit(f'dfot_cache: {e}')

@@ -161,10 +161,12 @@ def rng(*keys) -> torch.Generator:
     h = hashlib.blake2b('\x1f'.join(map(str, keys)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(h, 'big') >> 1)
 
-# %% ../nbs/00_core.ipynb #00c033
+# %% ../nbs/00_core.ipynb #00c024
 def device() -> torch.device:
-    "The accelerator if there is one, else the CPU. Modules never call this; commands and notebooks do, once."
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    "This process's accelerator (torchrun: one each), or the CPU. Modules never call this; commands and notebooks do."
+    if not torch.accelerator.is_available(): return torch.device('cpu')
+    mine = int(os.environ.get('LOCAL_RANK', 0)) % torch.accelerator.device_count()
+    return torch.device(torch.accelerator.current_accelerator().type, mine)
 
 # %% ../nbs/00_core.ipynb #00c005
 class Inert:

@@ -79,12 +79,12 @@ def closed_walks(folder,              # a world in RealEstate10K's layout
         return clips.read(Window(key, tuple(i % length for i in range(0, length + 1 + beyond*skip, skip))))
     return Batch.cat([walk(k) for k in clips.keys[:n]])
 
-# %% ../nbs/52_study.ipynb #52c043
-def elsewhere(features):
-    "The same features, of the next clip's frames instead of one's own."
+# %% ../nbs/52_study.ipynb #52c001
+def elsewhere(features, first: Float[Tensor, 'b 1 16']):      # cameras of the walks' first frames
+    "The same features, of the next clip's frames: one other room, moved so that its walk begins where one's own does."
     def see(video, cams, known):
-        other = other_scene(Batch(video, cams, [''], torch.empty(0)))
-        return features(other.video, other.cams, known)
+        other = other_scene(Batch(torch.cat([video[:, :1], video], 1), torch.cat([first, cams], 1), [''], torch.empty(0)))
+        return features(other.video[:, 1:], other.cams[:, 1:], known)
     return see
 
 def contest(study: StudyCfg, net: Injected, features, truth: Batch, progress: bool = False) -> dict:
@@ -93,7 +93,7 @@ def contest(study: StudyCfg, net: Injected, features, truth: Batch, progress: bo
     def roll(geometry):
         return rollout(net.base, diffusion, truth.video[:, :1], truth.cams, study.context, progress,
                        steps=study.steps, seed=study.seed, keys=truth.keys, geometry=geometry)
-    return {'baseline': roll(None), 'control': roll(Guide(net, features)), 'wrong scene': roll(Guide(net, elsewhere(features)))}
+    return {'baseline': roll(None), 'control': roll(Guide(net, features)), 'wrong scene': roll(Guide(net, elsewhere(features, truth.cams[:, :1])))}
 
 # %% ../nbs/52_study.ipynb #52c013
 def as_html(o) -> str:
@@ -120,21 +120,21 @@ def write_report(path, title: str, verdict: str, sections: list[tuple]):
     with write_aside(path) as tmp:
         tmp.write_text(f'<!doctype html><html><head>{head}</head><body>{body}</body></html>')
 
-# %% ../nbs/52_study.ipynb #52c007
+# %% ../nbs/52_study.ipynb #52c005
 def probe_of(base: UViT3DPose, diffusion: Diffusion, features, walks: Batch) -> tuple:
     "A batch for the ControlNet's checklist, made of the first frames of the walks: `(Probe, video, known)`."
     t = base.cfg.frames
     video, cams = walks.video[:2, :t], walks.cams[:2, :t]
-    known = (torch.arange(t) < 4).expand(2, t)
+    known = (torch.arange(t, device=video.device) < 4).expand(2, t)
     levels = torch.where(known, 0, diffusion.cfg.timesteps//2)
-    noise = torch.stack([torch.randn(video.shape[1:], generator=rng('probe', k)) for k in walks.keys[:2]])
+    noise = torch.stack([torch.randn(video.shape[1:], generator=rng('probe', k)) for k in walks.keys[:2]]).to(video)
     x = diffusion.q_sample(base.normalise(video), levels, noise)
     return Probe(x, diffusion.net_level(levels), cams, features(video, cams, known)), video, known
 
 def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch, log: list[dict]) -> tuple[list, dict]:
     "The report's sections on the parts, and the checks' complaints."
     run, base, diffusion = study.run, net.base, make_diffusion(study.run.diffusion)
-    fresh, read, missed = injector(run, base), cache.hits, cache.misses
+    fresh, read, missed = injector(run, base).to(walks.video.device), cache.hits, cache.misses
     probe, video, known = probe_of(base, diffusion, cache.get, walks)
     checks = {**checklist(fresh, probe), 'no_leak': no_leak(fresh, probe, cache.get, video, known)}
     args = probe.x, probe.noise_levels, base.pose_cond(probe.cams)
@@ -176,13 +176,13 @@ def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch
          [loss_curve(log, .9)]),
     ], checks
 
-# %% ../nbs/52_study.ipynb #52c001
+# %% ../nbs/52_study.ipynb #52c040
 def study(cfg: StudyCfg = StudyCfg(),
           folder='runs/study',             # of the report and the injector's training
           root='runs') -> dict:            # where worlds and features are kept
     "Base against base + injector, end to end; returns what `results.json` holds."
     folder, t0 = Path(folder), time.time()
-    print('1/5 rooms'); walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size)
+    print('1/5 rooms'); walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size).to(device())
     cache = feature_cache(cfg.run, root)
     print('2/5 injector'); net, log = train_run(cfg.run, folder/cfg.run.name, root, (Progress(cfg.run.name),), cache)
     print('3/5 parts'); parts, checks = show_parts(cfg, net, cache, walks, log)
@@ -244,7 +244,7 @@ def machine() -> str:
     "Where it ran, in words."
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
 
-# %% ../nbs/52_study.ipynb #52c017
+# %% ../nbs/52_study.ipynb #52c051
 def per_walk(video: Float[Tensor, 'b t c h w'], walks: Batch, given: int = 1) -> dict:
     "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr'; 'own revisit ...': of places that were generated."
     out = {'PSNR': psnr(video, walks.video)[:, given:].tolist()}
@@ -259,8 +259,8 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a run with parts
             to='nbs/studies/results',          # folder of the record
             beyond: int = 8) -> dict:          # frames after the return, in which places are seen again that were generated
     "Rollouts of a finished run, its base, and with the wrong scene: numbers in `<name>_walks.json`, a walk in `<name>_walks.png`."
-    walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond)
-    net, once = load_run(learner(cfg.run), folder), walks.video[:, :walks.video.shape[1] - beyond]
+    walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond).to(device())
+    net, once = load_run(learner(cfg.run).to(device()), folder), walks.video[:, :walks.video.shape[1] - beyond]
     videos = {cfg.run.name if name == 'control' else name: v for name, v in contest(cfg, net, sight(cfg.run), walks, progress=True).items()}
     results = {name: evaluate(v[:, :once.shape[1]], once, given=1) for name, v in videos.items()}
     walked = {name: per_walk(v, walks) for name, v in videos.items()}
