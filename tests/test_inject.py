@@ -11,7 +11,7 @@ from dfot_vggt import control, features as looking, memory, tokens
 from dfot_vggt.aggregator import random_weights
 from dfot_vggt.align import AlignCfg
 from dfot_vggt.clips import Batch
-from dfot_vggt.control import ControlCfg, Copies, Probe, alive, branches, by_length, in_place, light, no_leak, same_init, same_output
+from dfot_vggt.control import ControlCfg, Probe, alive, branches, by_length, in_place, light, no_leak, same_init, same_output
 from dfot_vggt.core import LoadError
 from dfot_vggt.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.features import features
@@ -27,14 +27,14 @@ from dfot_vggt.tasks import EARLIER, GIVEN, PAD, PrefixMixture
 from dfot_vggt.tokens import TokenCfg, TokenInjector, addressed
 from dfot_vggt.trace import liveness
 from dfot_vggt.train import weights
-from dfot_vggt.uvit import UViT3DPose, UViTCfg, golden_weights
+from dfot_vggt.uvit import Level, UViT3DPose, UViTCfg, golden_weights
 from dfot_vggt.vggt import VGGT, VGGTCfg
 from safetensors.torch import save_file
 
 EYE, LAYERS, T = VGGTCfg.tiny(), (2, 4), 4
 WIDTH = 2*EYE.dim*len(LAYERS)
-SETTINGS = dict(control=ControlCfg(latent=WIDTH, camera=WIDTH), tokens=TokenCfg(latent=WIDTH, camera=WIDTH, tokens=4, width=32),
-                memory=MemoryCfg())
+SETTINGS = dict(control=ControlCfg(latent=WIDTH, camera=WIDTH, first=0), tokens=TokenCfg(latent=WIDTH, camera=WIDTH, tokens=4, width=32),
+                memory=MemoryCfg(first=0))             # copies of the way down too: they speak into a skip and into the middle
 INJECTORS = [*SETTINGS]
 SETS = [names for n in (1, 2, 3) for names in combinations(INJECTORS, n)]
 together = pytest.mark.parametrize('names', SETS, ids='+'.join)
@@ -114,7 +114,7 @@ def test_no_unknown_frame_is_seen(names, base, world):
     assert not no_leak(net, world.probe, world.geometry, world.video, world.known)
     assert no_leak(net, world.probe, world.cut, world.video, world.known), 'the leak that this test is for'
 
-# --- faults in the library, in one part of a pair: the other part does not hide them
+# --- faults in the library: a part alone is caught, and in a pair the other part does not hide it
 
 def loud(right): return lambda module: module                                       # a zero layer that is not
 def afresh(right):
@@ -123,6 +123,11 @@ def afresh(right):
         for p in module.parameters(): torch.nn.init.normal_(p, std=.1)
         return module
     return fresh
+def skipped(right):                                                                 # the copies are there, and the base's own blocks run
+    def sections(self):
+        own = self.base.sections()
+        return {n: (i, Level([*own[n][1]][:len(level)])) for n, (i, level) in right(self).items()}
+    return sections
 def no_grad(right): return torch.no_grad()(right)
 def next_frame(right): return lambda *a: right(*a).roll(1, 1)
 def mirrored(right): return lambda *a, **kw: tuple(x.flip(-1) for x in right(*a, **kw))
@@ -134,11 +139,12 @@ def one_more(right): return lambda video, cams, known: right(video, cams, known)
 
 FAULTS = {'a zero is dropped': dict(control=(control, 'zero_init', loud), memory=(control, 'zero_init', loud), tokens=(tokens, 'zero_init', loud)),
           'the copy is not one': dict(control=(control, 'deepcopy', afresh), memory=(control, 'deepcopy', afresh)),
+          'the copy is skipped': dict(control=(control.ControlNet, 'sections', skipped), memory=(MemoryNet, 'sections', skipped)),
           'a gradient is cut': dict(control=(control.ControlNet, 'lay', no_grad), memory=(MemoryNet, 'lay', no_grad),
                                     tokens=(TokenInjector, 'prepared', no_grad)),
           'the layout is scrambled': dict(control=(control, 'place', next_frame), memory=(memory, 'splat', mirrored),
                                           tokens=(TokenInjector, 'sources', blurred)),
-          'a frame leaks': {n: (looking, 'aligned', one_more) for n in ('control', 'tokens')}}        # memory never reads alone here
+          'a frame leaks': {n: (looking, 'aligned', one_more) for n in INJECTORS}}
 
 def complaints(fault, part, names, base, world):
     "What the check says that this fault is the business of."
@@ -146,14 +152,15 @@ def complaints(fault, part, names, base, world):
     one = net.parts[part]
     match fault:
         case 'a zero is dropped': return same_output(net, world.probe)
-        case 'the copy is not one': return [c for p in net.parts.values() if isinstance(p, Copies) for c in same_init(p)]
-        case 'a gradient is cut': return alive(net, world.probe)
+        case 'the copy is not one': return same_init(one)
+        case 'the copy is skipped' | 'a gradient is cut': return [c for c in alive(net, world.probe) if f'.{part}.' in c]
         case 'the layout is scrambled': return dict(control=in_place, memory=in_view, tokens=addressed)[part](one, world.probe)
         case 'a frame leaks': return no_leak(net, world.probe, world.geometry, world.video, world.known)
 
-@pytest.mark.parametrize('names', [s for s in SETS if len(s) == 2], ids='+'.join)
-@pytest.mark.parametrize('fault', FAULTS)
-def test_a_fault_in_either_part_of_a_pair_is_caught(fault, names, base, world, monkeypatch):
+# a part alone too: what its partner complains of is not taken for its own
+@pytest.mark.parametrize('fault,names', [pytest.param(f, s, id=f'{f}-{"+".join(s)}') for f in FAULTS for s in SETS
+                                         if len(s) < 3 and FAULTS[f].keys() & set(s)])
+def test_a_fault_in_a_part_and_in_either_of_a_pair_is_caught(fault, names, base, world, monkeypatch):
     for part in set(names) & FAULTS[fault].keys():
         where, name, wrong = FAULTS[fault][part]
         assert not complaints(fault, part, names, base, world), part
