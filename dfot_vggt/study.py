@@ -79,7 +79,7 @@ def closed_walks(folder,              # a world in RealEstate10K's layout
         return clips.read(Window(key, tuple(i % length for i in range(0, length + 1 + beyond*skip, skip))))
     return Batch.cat([walk(k) for k in clips.keys[:n]])
 
-# %% ../nbs/52_study.ipynb #52c001
+# %% ../nbs/52_study.ipynb #52c007
 def elsewhere(features, first: Float[Tensor, 'b 1 16']):      # cameras of the walks' first frames
     "The same features, of the next clip's frames: one other room, moved so that its walk begins where one's own does."
     def see(video, cams, known):
@@ -93,7 +93,8 @@ def contest(study: StudyCfg, net: Injected, features, truth: Batch, progress: bo
     def roll(geometry):
         return rollout(net.base, diffusion, truth.video[:, :1], truth.cams, study.context, progress,
                        steps=study.steps, seed=study.seed, keys=truth.keys, geometry=geometry)
-    return {'baseline': roll(None), 'control': roll(Guide(net, features)), 'wrong scene': roll(Guide(net, elsewhere(features, truth.cams[:, :1])))}
+    guides = {'baseline': None, 'control': Guide(net, features), 'wrong scene': Guide(net, elsewhere(features, truth.cams[:, :1]))}
+    return {name: roll(guide) for name, guide in guides.items()}
 
 # %% ../nbs/52_study.ipynb #52c013
 def as_html(o) -> str:
