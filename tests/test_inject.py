@@ -223,7 +223,7 @@ def trained(base, names):
     "As if it had been trained."
     net, g = injected(base, names), torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in net.parameters(): p.add_(.1*torch.randn(p.shape, generator=g))
+        for p in net.parameters(): p.add_(.05*torch.randn(p.shape, generator=g))
     return net
 
 def answer(net, world):
