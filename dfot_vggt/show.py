@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'ROLES', 'HOUSE', 'pixels', 'Picture', 'picture', 'show_clip', 'video_tag', 'diverge', 'show_maps',
            'pca_rgb', 'show_pca', 'Fig', 'fig', 'colours', 'f32', 'lines', 'frustum', 'show_cams']
 
-# %% ../nbs/02_show.ipynb #02c003
+# %% ../nbs/02_show.ipynb #02c072
 import base64
 import io
 import json
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from IPython.display import HTML
 from jaxtyping import Float, UInt8
@@ -99,22 +100,24 @@ def diverge(x: Float[Tensor, 'h w']  # in [-1,1]
     end = torch.where(x[None] > 0, red[:, None, None], blue[:, None, None])
     return torch.where(x.isfinite(), 1+(end-1)*x.abs(), x)
 
-# %% ../nbs/02_show.ipynb #02c032
+# %% ../nbs/02_show.ipynb #02c073
 def show_maps(x: Float[Tensor, 'c h w'],  # any values
               n: int = 8,                 # how many channels: those with the largest standard deviation over h w
               vmax: float | None = None,  # value of full red; by default the largest magnitude shown
-              scale: int | None = None    # screen pixels per pixel; by default each map becomes about 96 pixels wide
+              scale: int | None = None,   # screen pixels per pixel; by default each map becomes about 96 pixels wide
+              name: str = 'c'             # of the axis: 'frame' for one map per frame
              ) -> Picture:
-    "Channels side by side on one signed scale, each with its number; the scale stands after the last number."
+    "Channels side by side on one signed scale, each with its number, in a grey rim; the scale stands after the last number."
     expect(x.ndim == 3, 'maps', 'axes c h w', tuple(x.shape), 'take one frame')
     x = x.detach().float().cpu()
     scale = scale or max(1, 96//x.shape[-1])
     spread = x.nan_to_num().flatten(1).std(1)
     chosen = spread.topk(min(n, len(x))).indices.sort().values.tolist()
     vmax = vmax or float(x[chosen].nan_to_num().abs().max()) or 1.
-    maps = show_clip(torch.stack([diverge(x[i]/vmax) for i in chosen]), scale=scale)
-    step = x.shape[-1]*scale + 2
-    names = np.concatenate([_strip(f'c {i}' + (f' ±{vmax:.2g}' if i == chosen[-1] else ''), step) for i in chosen], 1)[:, :-2]
+    big = [diverge(m/vmax).repeat_interleave(scale, 1).repeat_interleave(scale, 2) for m in x[chosen]]
+    maps = show_clip(F.pad(torch.stack(big), (1, 1, 1, 1), value=.75), scale=1)
+    step = x.shape[-1]*scale + 4
+    names = np.concatenate([_strip(f'{name} {i}' + (f' ±{vmax:.2g}' if i == chosen[-1] else ''), step) for i in chosen], 1)[:, :-2]
     return picture(np.concatenate([names, np.asarray(maps)]))
 
 # %% ../nbs/02_show.ipynb #02c037
