@@ -175,12 +175,12 @@ def place(x: Float[Tensor, 'b s *d'],              # one entry per slot
     rows = x[torch.arange(len(x), device=x.device)[:, None], hit.int().argmax(-1)]
     return torch.where(hit.any(-1).reshape(*hit.shape[:2], *[1]*(x.ndim - 2)), rows, torch.as_tensor(empty, dtype=x.dtype, device=x.device))
 
-# %% ../nbs/31_features.ipynb #31c034
+# %% ../nbs/31_features.ipynb #31c003
 def area_mean(n: int, m: int, like: Tensor) -> Float[Tensor, 'm n']:
     "Matrix that averages `n` cells over `m` <= `n` equal intervals, cells counted by the part covered; rows sum to 1."
-    edge, cell = torch.arange(m + 1, device=like.device, dtype=torch.float64)*n/m, torch.arange(n, device=like.device, dtype=torch.float64)
+    edge, cell = torch.arange(m + 1, dtype=torch.float64)*n/m, torch.arange(n, dtype=torch.float64)      # on the CPU: MPS has no float64
     part = torch.minimum(edge[1:, None], cell + 1) - torch.maximum(edge[:-1, None], cell)
-    return (part.clamp(min=0)*m/n).to(like.dtype)
+    return (part.clamp(min=0)*m/n).to(like)
 
 def regrid(x: Float[Tensor, '*b h w'], grid: tuple) -> Float[Tensor, '*b h2 w2']:
     "A map on another grid `(h, w)`: area mean along an axis that becomes coarser, bilinear (corners not aligned) where finer."
