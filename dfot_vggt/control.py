@@ -89,7 +89,7 @@ class Copies(nn.Module):
         "The control of one call; for many calls on one window see `window`."
         return {} if geometry is None else self.listen(x, noise_levels, self.fixed(cams, cond, geometry), cond_mask)
 
-# %% ../nbs/32_control.ipynb #32c021
+# %% ../nbs/32_control.ipynb #32c000
 def mapped(conv: nn.Conv2d, x: Float[Tensor, 'f h w d']) -> Float[Tensor, 'f c h w']:
     "A 1x1 convolution, as one matrix product; channels lie side by side."
     return F.linear(x, conv.weight.flatten(1), conv.bias).movedim(-1, 1)
@@ -157,7 +157,8 @@ def by_length(net,                             # any injector
     length = (mask != PAD).sum(1)
     rows = {n: (length == n).nonzero().flatten().tolist() for n in length.unique().tolist()}
     each = {n: net.window(cams[i, :n], None, geometry[i]) for n, i in rows.items()}
-    return lambda x, noise_levels, cond_mask=None: each[x.shape[1]](x, noise_levels, cond_mask)
+    def of(n): expect(n in each, 'by_length: x', f'frames (t) as in a clip: one of {[*each]}', n, 'count them in the mask'); return each[n]
+    return lambda x, noise_levels, cond_mask=None: of(x.shape[1])(x, noise_levels, cond_mask)
 
 # %% ../nbs/32_control.ipynb #32c071
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def train_a_little(both, probe: Probe, steps: int):
         opt.step()
     return liveness(both, step, steps, frozen=('base',))
 
-# %% ../nbs/32_control.ipynb #32c000
+# %% ../nbs/32_control.ipynb #32c045
 @contextmanager
 def awake(net):
     "Within the block everything that starts at zero holds small random numbers."
@@ -312,8 +313,8 @@ def afresh(net, probe: Probe) -> list:
     with awake(net):
         other, once = probe._replace(x=probe.x.flip(1)), probe.control(net)
         said = [p.base(net, control=once) for p in (probe, other, probe)]
-        want = [p.base(net, control=p.control(net)) for p in (probe, other, probe)]
-    return [f'call {i} hears another' for i, (a, b) in enumerate(zip(said, want)) if not torch.equal(a, b)]
+        want = [p.base(net, control=p.control(net)) for p in (probe, other)]
+    return [f'call {i} hears another' for i, (a, b) in enumerate(zip(said, [*want, want[0]])) if not torch.equal(a, b)]
 
 def light(net, probe: Probe) -> list:
     "Training does not back-propagate through the base before the first place that hears anything; skips lead past it."
