@@ -89,7 +89,7 @@ class Copies(nn.Module):
         "The control of one call; for many calls on one window see `window`."
         return {} if geometry is None else self.listen(x, noise_levels, self.fixed(cams, cond, geometry), cond_mask)
 
-# %% ../nbs/32_control.ipynb #32c000
+# %% ../nbs/32_control.ipynb #32c021
 def mapped(conv: nn.Conv2d, x: Float[Tensor, 'f h w d']) -> Float[Tensor, 'f c h w']:
     "A 1x1 convolution, as one matrix product; channels lie side by side."
     return F.linear(x, conv.weight.flatten(1), conv.bias).movedim(-1, 1)
@@ -157,8 +157,10 @@ def by_length(net,                             # any injector
     length = (mask != PAD).sum(1)
     rows = {n: (length == n).nonzero().flatten().tolist() for n in length.unique().tolist()}
     each = {n: net.window(cams[i, :n], None, geometry[i]) for n, i in rows.items()}
-    def of(n): expect(n in each, 'by_length: x', f'frames (t) as in a clip: one of {[*each]}', n, 'count them in the mask'); return each[n]
-    return lambda x, noise_levels, cond_mask=None: of(x.shape[1])(x, noise_levels, cond_mask)
+    def say(x, noise_levels, cond_mask=None):
+        expect(x.shape[1] in each, 'by_length: x', f'frames (t) as in a clip: one of {[*each]}', x.shape[1], 'count them in the mask')
+        return each[x.shape[1]](x, noise_levels, cond_mask)
+    return say
 
 # %% ../nbs/32_control.ipynb #32c071
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class ControlNet(Copies):
         camera = self.camera(F.layer_norm(geometry.camera.float(), (self.cfg.camera,)))
         return maps, place(camera, index, t, self.unknown[-1])
 
-# %% ../nbs/32_control.ipynb #32c004
+# %% ../nbs/32_control.ipynb #32c000
 class Probe(NamedTuple):
     "A batch to try an injector on."
     x: Tensor              # 'b t c h w' noisy frames
@@ -211,10 +213,11 @@ class Probe(NamedTuple):
     def walk(self, net) -> dict:
         here = self.base(net, taps=(net.inlet,))[1][net.inlet]
         return net.walk(here, self.noise_levels, net.fixed(self.cams, None, self.geometry))
-    def said(self, net, control, n: int = 1) -> dict:
-        "{tap: what is added there '(b t) c h w'}, of `n` branches: callables are tried on the base's own activations, in walking order."
-        here, said = self.base(net, taps=tuple(control))[1], {}
+    def said(self, net, control, n: int = 1, here: dict | None = None) -> dict:
+        "{tap: what is added there '(b t) c h w'}, of `n` branches: callables are tried on its activations (`here`), in walking order."
+        here, said = here or self.base(net, taps=tuple(control))[1], {}                   # the same, whoever speaks
         for tap, h in here.items():
+            if tap not in control: continue
             h = h.unflatten(0, self.x.shape[:2]).repeat_interleave(n, 0).flatten(0, 1)
             new = control[tap](h) if callable(control[tap]) else h + control[tap]
             if new is not h: said[tap] = new - h                                          # the same object: it only listened

@@ -161,11 +161,12 @@ def rng(*keys) -> torch.Generator:
     h = hashlib.blake2b('\x1f'.join(map(str, keys)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(h, 'big') >> 1)
 
-# %% ../nbs/00_core.ipynb #00c024
+# %% ../nbs/00_core.ipynb #00c033
 def device() -> torch.device:
     "This process's accelerator (torchrun: one each), or the CPU. Modules never call this; commands and notebooks do."
     if not torch.accelerator.is_available(): return torch.device('cpu')
-    mine = int(os.environ.get('LOCAL_RANK', 0)) % torch.accelerator.device_count()
+    rank = os.environ.get('LOCAL_RANK')
+    mine = torch.accelerator.current_device_index() if rank is None else int(rank) % torch.accelerator.device_count()
     return torch.device(torch.accelerator.current_accelerator().type, mine)
 
 # %% ../nbs/00_core.ipynb #00c005

@@ -201,7 +201,7 @@ def lift(geometry: Geometry, scale: Float[Tensor, 'b'], cfg: PointsCfg) -> tuple
     what = torch.cat([regrid(g.images.float(), grid), regrid(felt, grid)], 2).movedim(2, -1)
     return (origin[..., None, None, :] + z[..., None]*way).flatten(1, 3), what.flatten(1, 3), z
 
-# %% ../nbs/34_memory.ipynb #34c008
+# %% ../nbs/34_memory.ipynb #34c026
 class SpatialMemory:
     "What the clips of a batch have shown so far: never more than `cfg.points` coloured points each."
     def __init__(self, cfg: PointsCfg): self.cfg, self.state = cfg, {}
@@ -217,7 +217,7 @@ class SpatialMemory:
             index: Int[Tensor, 'b s'] | None = None,      # numbers of the frames in their clips, -2 in empty slots; None: 0, 1, ...
             given: Bool[Tensor, 'b s'] | None = None      # given frames, not generated ones; None: all
             ) -> 'SpatialMemory':
-        "Take in the frames that are not inside yet; anew, if all that are inside come again with them. Those help to find the scale."
+        "Take in the frames that are not inside yet, at the scale of those that are; where these all come again too, the clip anew."
         g, cfg = geometry, self.cfg
         index = torch.arange(g.index.shape[1], device=g.index.device).expand_as(g.index) if index is None else index
         given = torch.ones_like(g.present) if given is None else given

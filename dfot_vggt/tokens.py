@@ -310,10 +310,9 @@ def addressed(net: TokenInjector, probe: Probe) -> list:
     same_bits = {'empty slots are heard': (dict(geometry=padded(0)), dict(geometry=padded(1))),
                  'hidden cameras are seen': (dict(hide=hide),
                                              dict(hide=hide, cams=cams.roll(1, 1), geometry=replace(g, cams=g.cams[:, swap])))}
-    here = probe.base(net, taps=net.outlets)[1]                                             # the base is the same, whoever speaks
+    here = probe.base(net, taps=net.outlets)[1]
     def said(cams=cams, geometry=g, hide=None):
-        control = net(probe.x, probe.noise_levels, cams, None, geometry, hide)
-        return {tap: control[tap](h) - h for tap, h in here.items() if tap in control}
+        return probe.said(net, net(probe.x, probe.noise_levels, cams, None, geometry, hide), here=here)
     def broken(kind, a, b):
         off = (a - b).flatten(1).norm(dim=1)/a.flatten(1).norm(dim=1)                                    # of each frame, relative
         return (off[:rows] < 1e-2).any() if kind is must_change else (off > 1e-3).any() if kind is may_round else not torch.equal(a, b)
@@ -335,8 +334,8 @@ def in_line(net: TokenInjector, probe: Probe) -> list:
     slot, (h, w) = int((g.index[0] >= 0).nonzero()[0]), g.latents.shape[-2:]
     here = probe.base(net, taps=net.outlets)[1]
     def said(geometry):
-        control = probe.control(net, geometry=geometry)
-        return {tap: (control[tap](h) - h)[g.index[0, slot]] for tap, h in here.items() if tap in control}
+        each = probe.said(net, probe.control(net, geometry=geometry), here=here)
+        return {tap: c[g.index[0, slot]] for tap, c in each.items()}
     with awake(net):
         was = said(g)
         for up, rows in ((1, slice(h//2)), (-1, slice(h - h//2, h))):
