@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg', 'EyeCfg', 'windows', 'known_set',
            'FiniteWindows', 'list_name', 'base_loss', 'draw', 'injected_loss', 'base_model', 'injector', 'equipped',
-           'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'tiny_control',
-           'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete', 'tiny_vggt',
-           're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table', 'diff',
-           'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
+           'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'shipped_base',
+           'tiny_control', 'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete',
+           'tiny_vggt', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table',
+           'diff', 'baseline', 'show_diff', 'ship', 'shipped_step', 'continue_from', 'right_or_wrong', 'commit',
+           'recipe_of', 'dfot_train']
 
 # %% ../nbs/51_recipes.ipynb #51c006
 import json
@@ -23,6 +24,7 @@ import torch
 from fastcore.script import call_parse
 from IPython.display import HTML
 from jaxtyping import Bool, Float
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -36,6 +38,7 @@ from .diffusion import DiffusionCfg, DiscreteCfg, make_diffusion
 from .features import digest, features
 from .fill import Listing, fill, listing, one_thread
 from .inject import Injected, Rivals, at_level, heard, load_injected, rivals, window_geometry
+from .muon import MuonCfg
 from .recall import MemoryCfg, MemoryNet
 from .released import load_dfot
 from .scenes import make_re10k
@@ -43,7 +46,7 @@ from .shards import HEADS, CacheCfg, FeatureCache, sample_basis
 from .supervise import Rooms, geometry_loss, new_vggt, views
 from .tasks import PrefixMixture, Task, train_levels
 from .tokens import TokenCfg, TokenInjector
-from .train import Progress, TrainCfg, read_log, train
+from .train import Progress, TrainCfg, read_log, restart, saved_step, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
@@ -304,13 +307,18 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
 
 # %% ../nbs/51_recipes.ipynb #51c027
 def tiny_base() -> RunCfg:
-    "The shipped base: 2.94 M parameters, 64 px, 8 frames, trained on 1,000 rendered rooms on one CPU core."
+    "The base: 2.94 M parameters, 64 px, 8 frames; 4,000 rendered rooms, Muon, 12 hours or more on one CPU core."
+    steps = TrainCfg(steps=46_000, lr=1e-3, optimizer=MuonCfg(), precision='auto', save_every=250)
+    return RunCfg('tiny_base', WorldCfg(rooms=4000), diffusion=DiffusionCfg.world().replace(bias=-5.), train=steps)
+
+def shipped_base() -> RunCfg:
+    "What made the weights that ship as `tiny_base`, until better ones do: AdamW, 1,000 rooms, an hour and a half."
     return RunCfg('tiny_base', train=TrainCfg(steps=5800, lr=1e-3, precision='bf16', save_every=250))
 
 def _variant(name: str, **parts) -> RunCfg:
     "The shipped base under parts that read the shipped small VGGT; frozen, if the parts do not say otherwise."
     steps = TrainCfg(steps=1000, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
-    return tiny_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), eye='tiny_vggt.safetensors',
+    return shipped_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), eye='tiny_vggt.safetensors',
                                       layers=(2, 4), task=PrefixMixture(clips=1.), noised=.5, train=steps) | parts)
 
 TINY = dict(latent=512, camera=512)        # channels of two layers of the small VGGT side by side: 2 x 2*dim
@@ -345,13 +353,13 @@ def tiny_all() -> RunCfg:
     return run.replace(name='tiny_all', tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True))
 
 def tiny_discrete() -> RunCfg:
-    "The recipe of the shipped base with integer noise levels, min-SNR weights and an answer that is the picture."
+    "The recipe of the base with integer noise levels, min-SNR weights and an answer that is the picture."
     run = tiny_base()
     told = run.model.replace(fourier=False)
     return run.replace(name='tiny_discrete', model=told, diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
 
 def tiny_vggt() -> EyeCfg:
-    "A small VGGT, trained in the rooms of `tiny_base` with true depth and cameras."
+    "A small VGGT, trained in the rooms of `shipped_base` with true depth and cameras."
     return EyeCfg('tiny_vggt', WorldCfg(skip=(1, 4)), train=TrainCfg(steps=4500, lr=7e-4, warmup=100, precision='bf16', save_every=100))
 
 def re10k() -> RunCfg:
@@ -392,7 +400,7 @@ def re10k_align() -> RunCfg:
     return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), noised=0., train=steps)
 
 RECIPES = {f.__name__: f for f in (
-    tiny_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align, tiny_all,
+    tiny_base, shipped_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align, tiny_all,
     re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory, re10k_align)}
 
 # %% ../nbs/51_recipes.ipynb #51c018
@@ -425,12 +433,16 @@ def _named(name: str) -> RunCfg | EyeCfg:
     expect(name in RECIPES, 'recipe', f'one of {", ".join(RECIPES)}', repr(name), 'correct the name', error=KeyError)
     return RECIPES[name]()
 
+def _made_by(base: str) -> str:
+    "Name of the recipe that made a file of weights: of the package's `tiny_base` it is not `tiny_base` yet."
+    return shipped_base.__name__ if base == 'tiny_base.safetensors' else Path(base).stem
+
 def baseline(name: str) -> str:
     "The recipe that another one stands on: that of its base, or the one that goes on with the same weights and has no parts."
     run = _named(name)
     expect(isinstance(run, RunCfg), name, 'a recipe of a denoiser', type(run).__name__, 'name two recipes')
     def bare(r): return isinstance(r, RunCfg) and r.base == run.base and not any(getattr(r, part) is not None for part in PARTS)
-    made = Path(run.base).stem
+    made = _made_by(run.base)
     return made if made in RECIPES else next(n for n, f in RECIPES.items() if bare(f()))
 
 def show_diff(a: str, b: str):     # names of recipes; 'baseline': what the other one stands on
@@ -441,20 +453,36 @@ def show_diff(a: str, b: str):     # names of recipes; 'baseline': what the othe
 
 # %% ../nbs/51_recipes.ipynb #51c053
 def ship(folder, name: str, to):
-    "Pack a finished run for the wheel: `<name>.safetensors` (parameters in float16, buffers in float32), `<name>.yaml`, `<name>.jsonl`."
+    """Pack a run for the wheel, or to go on elsewhere: `<name>.safetensors` (averaged parameters in float16, buffers in float32; its metadata
+    say the step), `<name>.yaml`, `<name>.jsonl` (means over ten steps; earlier ones that are there already are kept)."""
     folder, to, run = Path(folder), Path(to), build(Path(folder)/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
-    model = learner(run)
+    model, step = learner(run), saved_step(folder)
     params, state = {n for n, _ in model.named_parameters()}, {**frozen(model), **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}
     fits = all(v.isfinite().all() for v in packed.values())
     expect(fits, str(folder), 'weights that fit half precision', 'infinite ones', 'ship float32')
-    log = read_log(folder)
+    log = [r for r in read_log(folder) if r['step'] < step]
     tens = [log[i:i+10] for i in range(0, len(log) - 9, 10)]
     told = [k for k in log[0] if k not in ('step', 'lr', 'norm', 's')]                      # the loss and its terms
     means = [dict(step=g[-1]['step'], **{k: round(sum(r[k] for r in g)/10, 6) for k in told}, lr=g[-1]['lr']) for g in tens]
-    with write_aside(to/f'{name}.safetensors') as tmp: save_file(packed, tmp)
-    with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in means))
+    before = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < log[0]['step']]
+    with write_aside(to/f'{name}.safetensors') as tmp: save_file(packed, tmp, metadata={'step': str(step)})
+    with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in before + means))
     run.save(to/f'{name}.yaml')
+
+# %% ../nbs/51_recipes.ipynb #51c0a3
+def shipped_step(path) -> int:
+    "The step that a file written by `ship` was made at. Files from before steps were written have none: `ValueError`."
+    read_tensors(path)                                                           # whatever is wrong with the file is said there
+    with safe_open(path, 'pt') as f: step = (f.metadata() or {}).get('step')
+    expect(step and step.isdigit(), str(path), "a 'step' in the metadata", step, 'name a file that `ship` wrote')
+    return int(step)
+
+def continue_from(run: RunCfg, path,          # a file that `ship` wrote
+                  folder):                    # new
+    "Begin a folder for `run` with shipped weights at their step, so that `train_run` goes on from there."
+    model = load_run(learner(run), path)
+    restart(folder, model, shipped_step(path), run.train)
 
 # %% ../nbs/51_recipes.ipynb #51c099
 def right_or_wrong(run: RunCfg,
@@ -515,10 +543,14 @@ def recipe_of(text: str) -> RunCfg:      # name of a recipe, or a YAML file that
 def dfot_train(recipe: str,             # name of a recipe, or a YAML file that a run saved
                folder: str = '',        # where the run lives; default <root>/<name>
                root: str = 'runs',      # where worlds and features are kept
-               steps: int = 0):         # another number of steps; 0: the recipe's
+               steps: int = 0,          # another number of steps; 0: the recipe's
+               weights: str = ''):      # begin a new folder with weights that `ship` wrote, at their step
     "Train a recipe; continues what it finds in the folder."
     run = recipe_of(recipe)
     if steps: run = run.replace(train=run.train.replace(steps=steps))
-    try: _, log = train_run(run, folder or None, root, (Progress(run.name),))
+    folder = Path(folder or Path(root)/(recipe if recipe in RECIPES else run.name))
+    try:
+        if weights and not saved_step(folder): continue_from(run, weights, folder)
+        _, log = train_run(run, folder, root, (Progress(run.name),))
     except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
     print(f"{run.name}: {len(log)} steps, loss {sum(r['loss'] for r in log[-50:])/len(log[-50:]):.4f}")
