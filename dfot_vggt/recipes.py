@@ -8,8 +8,8 @@ __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg'
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'shipped_base',
            'tiny_control', 'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete',
            'tiny_vggt', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table',
-           'diff', 'baseline', 'show_diff', 'ship', 'shipped_step', 'continue_from', 'right_or_wrong', 'commit',
-           'recipe_of', 'dfot_train']
+           'diff', 'baseline', 'show_diff', 'ship', 'shipped_step', 'continue_from', 'heldout_psnr', 'right_or_wrong',
+           'commit', 'recipe_of', 'dfot_train']
 
 # %% ../nbs/51_recipes.ipynb #51c006
 import json
@@ -483,6 +483,29 @@ def continue_from(run: RunCfg, path,          # a file that `ship` wrote
     "Begin a folder for `run` with shipped weights at their step, so that `train_run` goes on from there."
     model = load_run(learner(run), path)
     restart(folder, model, shipped_step(path), run.train)
+
+# %% ../nbs/51_recipes.ipynb #51c0b1
+@torch.no_grad()
+def heldout_psnr(run: RunCfg,
+                 model: UViT3DPose,                              # of `run`, in eval mode
+                 root='runs',                                    # where worlds are kept
+                 windows: int = 64,                              # of held-out rooms, one after the other
+                 logsnr: tuple = (0., -2., -4., -6., -8.),       # noise levels of the target frames
+                 batch: int = 8) -> dict[float, float]:          # windows at a time
+    """{logSNR: PSNR in dB of the predicted target frames (RGB, mean over windows)}. The first half of each window is clean context, the rest
+    are targets at one noise level; one prediction, no sampling."""
+    clips = Clips(run.world.folder(root), 'test', run.model.frames, run.world.skip, run.model.size, seed=run.seed)
+    diffusion, found = make_diffusion(run.diffusion), {level: [] for level in logsnr}
+    where = next(model.parameters()).device
+    for first in range(0, windows, batch):
+        drawn = Batch.cat([clips[j] for j in range(first, min(first + batch, windows))]).to(where)
+        known = torch.arange(run.model.frames, device=where).expand(len(drawn.keys), -1) < run.model.frames//2
+        for level in logsnr:
+            _, _, at, x, levels = at_level(model, diffusion, drawn, known, level, run.seed, 'heldout', level)
+            x0, _ = diffusion.x0_eps(x, model(x, levels, drawn.cams), at)
+            error = (model.denormalise(x0).clamp(0, 1) - drawn.video)[:, run.model.frames//2:].square().mean((1, 2, 3, 4))
+            found[level] += (-10*error.log10()).tolist()
+    return {level: sum(psnr)/windows for level, psnr in found.items()}
 
 # %% ../nbs/51_recipes.ipynb #51c099
 def right_or_wrong(run: RunCfg,
