@@ -8,8 +8,8 @@ __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg'
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'shipped_base',
            'tiny_control', 'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete',
            'tiny_vggt', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table',
-           'diff', 'baseline', 'show_diff', 'ship', 'shipped_step', 'continue_from', 'heldout_psnr', 'right_or_wrong',
-           'commit', 'recipe_of', 'dfot_train']
+           'diff', 'baseline', 'show_diff', 'ship', 'shipped_step', 'continue_from', 'heldout_psnr', 'loss_on_batches',
+           'record_run', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
 
 # %% ../nbs/51_recipes.ipynb #51c006
 import json
@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -506,6 +506,34 @@ def heldout_psnr(run: RunCfg,
             error = (model.denormalise(x0).clamp(0, 1) - drawn.video)[:, run.model.frames//2:].square().mean((1, 2, 3, 4))
             found[level] += (-10*error.log10()).tolist()
     return {level: sum(psnr)/windows for level, psnr in found.items()}
+
+# %% ../nbs/51_recipes.ipynb #51c0b5
+@torch.no_grad()
+def loss_on_batches(run: RunCfg, model: nn.Module,      # what the run trains
+                    first: int, steps: int = 100,       # the batches of these steps
+                    root='runs') -> float:
+    "Mean training loss over the batches of `steps` steps, without training on them."
+    loss_fn, total = base_loss(run), 0.
+    model.train()
+    for batch, step in islice(windows(run, root)(first, 0, 1), steps):
+        total += sum(v.mean().item() for v in loss_fn(model, (batch.to(device()), step)).values())
+    return total/steps
+
+def record_run(run: RunCfg, folder,                     # of a base, finished or not
+               root='runs', steps: int = 100, windows: int = 64,
+               to='nbs/studies/results') -> dict:
+    "Held-out PSNR and loss of a run at the step that it stands at, added to `<name>_heldout.json`."
+    step, path = saved_step(folder), Path(to)/f'{run.name}_heldout.json'
+    expect(step, str(folder), 'a folder with a state', 'none', 'train first')
+    psnr = heldout_psnr(run, load_run(learner(run), folder).to(device()), root, windows)
+    raw, state = learner(run), read_tensors(Path(folder)/'state'/f'step-{step:07d}.pt')
+    load_report(raw, state['model'], str(folder))
+    as_shipped = run.replace(diffusion=run.diffusion.replace(bias=shipped_base().diffusion.bias))
+    loss = loss_on_batches(as_shipped, raw.to(device()), step, steps, root)
+    row = dict(step=step, psnr={f'{level:g}': round(v, 2) for level, v in psnr.items()}, loss=round(loss, 6), recipe=run.key(), commit=commit())
+    rows = [r for r in (json.loads(path.read_text()) if path.exists() else []) if r['step'] != step] + [row]
+    with write_aside(path) as tmp: tmp.write_text(json.dumps(sorted(rows, key=lambda r: r['step']), indent=1) + '\n')
+    return row
 
 # %% ../nbs/51_recipes.ipynb #51c099
 def right_or_wrong(run: RunCfg,

@@ -34,7 +34,7 @@ from .guidance import HistoryGuidance, draw_guidance
 from .inject import Guide, Injected, other_scene
 from .metrics import Table, copy_last, evaluate, mean_colour, psnr, revisit_error, revisits
 from .metrics import table as scores
-from .recipes import (RunCfg, WorldCfg, commit, diff, feature_cache, injector, learner, load_run, sight, table, tiny_base,
+from .recipes import (RunCfg, WorldCfg, commit, diff, feature_cache, injector, learner, load_run, shipped_base, sight, table,
                                tiny_control, train_run)
 from .rollout import rollout, step
 from .shards import FeatureCache
@@ -237,7 +237,7 @@ def outcome(walks: Batch, videos: dict, results: dict, scored: Table) -> tuple:
 def provenance(cfg: StudyCfg, record: dict) -> tuple:
     "What must be known to repeat it."
     keys = 'study', 'recipe', 'commit', 'seed', 'machine', 'seconds'
-    rows = [{'field': k, tiny_base.__name__: a, cfg.run.name: b} for k, (a, b) in diff(tiny_base(), cfg.run).items()]
+    rows = [{'field': k, shipped_base.__name__: a, cfg.run.name: b} for k, (a, b) in diff(shipped_base(), cfg.run).items()]
     return ('Provenance', 'study.yaml beside this file builds the study again. Below: the fields in which the two runs differ.',
             [table([{k: record[k] for k in keys}]), table(rows)])
 

@@ -3,7 +3,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from dfot_vggt import metrics, recipes, study, train as training
+from dfot_vggt import metrics, muon, recipes, study, train as training
 from dfot_vggt.align import AlignCfg
 from dfot_vggt.camera import interpolate_cams, ray_encoding
 from dfot_vggt.clips import Batch
@@ -104,6 +104,15 @@ def test_a_training_step_of_the_base(here, there):
     loss = base_loss(RunCfg('base', model=base.cfg, task=PrefixMixture(most=2)))
     def batch(w): return Batch(w.video, w.cams, w.batch.keys, w.batch.index[:, :T])
     agree(loss(afar(deepcopy(base)), (batch(there), 0)), loss(base, (batch(here), 0)))
+
+def test_a_step_of_muon(there, monkeypatch):
+    monkeypatch.setattr(muon, 'half_is_fast', lambda device: True)
+    near = [torch.nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))) for shape in ((8, 4), (6, 2, 3, 3))]
+    far = [torch.nn.Parameter(Afar(p.detach().clone())) for p in near]
+    for params in (near, far):
+        for p in params: p.grad = p.detach().clone()
+        muon.MuonAdamW([dict(params=params, pieces=[2, 1], lr=.1, momentum=.95, weight_decay=.1)]).step()
+    for f, n in zip(far, near): agree(f.detach(), n.detach(), 1e-2)
 
 def test_a_walk_with_a_memory(here, there):
     net, cams = trained(denoiser(), INJECTORS), torch.stack([walk(Room(i))[:16:2] for i in (3, 4)])
