@@ -133,8 +133,7 @@ def plain_layers():
     plain = dict(pick_rms_norm=layers.rms_norm, pick_group_norm=layers.group_norm, pick_attention=layers.attention)
     with patch.multiple(layers, **{rule: lambda x, way=way: way for rule, way in plain.items()}): yield
 
-def tiny_step(batch: int = 8,            # windows
-              turn: int = 0) -> Callable:      # places by which the windows are rolled: the same sums in another order
+def tiny_step(batch: int = 8) -> Callable:      # windows
     "A function that makes one training step of `tiny` in bfloat16 and returns the gradients by name; the weights hardly move."
     cfg, diffusion = UViTCfg.tiny(), make_diffusion(DiffusionCfg.world())
     model = golden_weights(UViT3DPose(cfg)).train()
@@ -143,7 +142,6 @@ def tiny_step(batch: int = 8,            # windows
     x0, noise = (named_randn(f'speed.{n}', batch, cfg.frames, 3, cfg.size, cfg.size) for n in ('x0', 'noise'))
     cams = torch.cat([window(cfg, seed=5 + i)[1] for i in range(batch)])
     t, blind = torch.linspace(.1, .9, batch*cfg.frames).view(batch, -1), torch.arange(batch) == 0
-    x0, noise, cams, t, blind = (v.roll(turn, 0) for v in (x0, noise, cams, t, blind))
 
     def run():
         with torch.autocast('cpu', torch.bfloat16):
