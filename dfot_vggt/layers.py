@@ -162,16 +162,19 @@ def attention(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'], v: Float
     "`softmax(q k^T / sqrt(d)) v` for each head. The plain way."
     return F.scaled_dot_product_attention(q, k, v)
 
-def attention_in_products(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'], v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
+def attention_in_products(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'],
+                          v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
     "The same as two batched matrix products; the n x m weights are kept for the backward pass."
     heads = q.shape[1]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     weights = torch.bmm(q*q.shape[-1]**-.5, k.mT).softmax(-1)
     return torch.bmm(weights, v).unflatten(0, (-1, heads))
 
-def attention_in_float32(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'], v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
+def attention_in_float32(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'],
+                         v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
     "The same by PyTorch's float32 kernel, rounded to the type of `v`."
-    with torch.autocast(q.device.type, enabled=False): return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
 
 PRODUCTS_UP_TO = 1024     # tokens for which the n x n weights are held in memory
 

@@ -8,8 +8,7 @@ __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg'
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'shipped_base',
            'tiny_control', 'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete',
            'tiny_vggt', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table',
-           'diff', 'baseline', 'show_diff', 'ship', 'shipped_step', 'continue_from', 'heldout_psnr', 'loss_on_batches',
-           'record_run', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
+           'diff', 'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
 
 # %% ../nbs/51_recipes.ipynb #51c006
 import json
@@ -17,14 +16,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import torch
 from fastcore.script import call_parse
 from IPython.display import HTML
 from jaxtyping import Bool, Float
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -46,7 +44,7 @@ from .shards import HEADS, CacheCfg, FeatureCache, sample_basis
 from .supervise import Rooms, geometry_loss, new_vggt, views
 from .tasks import PrefixMixture, Task, train_levels
 from .tokens import TokenCfg, TokenInjector
-from .train import Progress, TrainCfg, read_log, restart, saved_step, train
+from .train import Progress, TrainCfg, read_log, saved_step, train
 from .uvit import UViT3DPose, UViTCfg
 from .vggt import VGGT, VGGTCfg, load_vggt
 
@@ -453,8 +451,8 @@ def show_diff(a: str, b: str):     # names of recipes; 'baseline': what the othe
 
 # %% ../nbs/51_recipes.ipynb #51c053
 def ship(folder, name: str, to):
-    """Pack a run for the wheel, or to go on elsewhere: `<name>.safetensors` (averaged parameters in float16, buffers in float32; its metadata
-    say the step), `<name>.yaml`, `<name>.jsonl` (means over ten steps; earlier ones that are there already are kept)."""
+    """Pack a run for the wheel, or to go on elsewhere: `<name>.safetensors` (averaged parameters in float16, buffers in float32, the step in
+    its metadata), `<name>.yaml`, `<name>.jsonl` (means over ten steps; earlier ones that are there already are kept)."""
     folder, to, run = Path(folder), Path(to), build(Path(folder)/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
     model, step = learner(run), saved_step(folder)
     params, state = {n for n, _ in model.named_parameters()}, {**frozen(model), **read_tensors(folder/'model.safetensors')}
@@ -469,71 +467,6 @@ def ship(folder, name: str, to):
     with write_aside(to/f'{name}.safetensors') as tmp: save_file(packed, tmp, metadata={'step': str(step)})
     with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in before + means))
     run.save(to/f'{name}.yaml')
-
-# %% ../nbs/51_recipes.ipynb #51c0a3
-def shipped_step(path) -> int:
-    "The step that a file written by `ship` was made at. Files from before steps were written have none: `ValueError`."
-    read_tensors(path)                                                           # whatever is wrong with the file is said there
-    with safe_open(path, 'pt') as f: step = (f.metadata() or {}).get('step')
-    expect(step and step.isdigit(), str(path), "a 'step' in the metadata", step, 'name a file that `ship` wrote')
-    return int(step)
-
-def continue_from(run: RunCfg, path,          # a file that `ship` wrote
-                  folder):                    # new
-    "Begin a folder for `run` with shipped weights at their step, so that `train_run` goes on from there."
-    model = load_run(learner(run), path)
-    restart(folder, model, shipped_step(path), run.train)
-
-# %% ../nbs/51_recipes.ipynb #51c0b1
-@torch.no_grad()
-def heldout_psnr(run: RunCfg,
-                 model: UViT3DPose,                              # of `run`, in eval mode
-                 root='runs',                                    # where worlds are kept
-                 windows: int = 64,                              # of held-out rooms, one after the other
-                 logsnr: tuple = (0., -2., -4., -6., -8.),       # noise levels of the target frames
-                 batch: int = 8) -> dict[float, float]:          # windows at a time
-    """{logSNR: PSNR in dB of the predicted target frames (RGB, mean over windows)}. The first half of each window is clean context, the rest
-    are targets at one noise level; one prediction, no sampling."""
-    clips = Clips(run.world.folder(root), 'test', run.model.frames, run.world.skip, run.model.size, seed=run.seed)
-    diffusion, found = make_diffusion(run.diffusion), {level: [] for level in logsnr}
-    where = next(model.parameters()).device
-    for first in range(0, windows, batch):
-        drawn = Batch.cat([clips[j] for j in range(first, min(first + batch, windows))]).to(where)
-        known = torch.arange(run.model.frames, device=where).expand(len(drawn.keys), -1) < run.model.frames//2
-        for level in logsnr:
-            _, _, at, x, levels = at_level(model, diffusion, drawn, known, level, run.seed, 'heldout', level)
-            x0, _ = diffusion.x0_eps(x, model(x, levels, drawn.cams), at)
-            error = (model.denormalise(x0).clamp(0, 1) - drawn.video)[:, run.model.frames//2:].square().mean((1, 2, 3, 4))
-            found[level] += (-10*error.log10()).tolist()
-    return {level: sum(psnr)/windows for level, psnr in found.items()}
-
-# %% ../nbs/51_recipes.ipynb #51c0b5
-@torch.no_grad()
-def loss_on_batches(run: RunCfg, model: nn.Module,      # what the run trains
-                    first: int, steps: int = 100,       # the batches of these steps
-                    root='runs') -> float:
-    "Mean training loss over the batches of `steps` steps, without training on them."
-    loss_fn, total = base_loss(run), 0.
-    model.train()
-    for batch, step in islice(windows(run, root)(first, 0, 1), steps):
-        total += sum(v.mean().item() for v in loss_fn(model, (batch.to(device()), step)).values())
-    return total/steps
-
-def record_run(run: RunCfg, folder,                     # of a base, finished or not
-               root='runs', steps: int = 100, windows: int = 64,
-               to='nbs/studies/results') -> dict:
-    "Held-out PSNR and loss of a run at the step that it stands at, added to `<name>_heldout.json`."
-    step, path = saved_step(folder), Path(to)/f'{run.name}_heldout.json'
-    expect(step, str(folder), 'a folder with a state', 'none', 'train first')
-    psnr = heldout_psnr(run, load_run(learner(run), folder).to(device()), root, windows)
-    raw, state = learner(run), read_tensors(Path(folder)/'state'/f'step-{step:07d}.pt')
-    load_report(raw, state['model'], str(folder))
-    as_shipped = run.replace(diffusion=run.diffusion.replace(bias=shipped_base().diffusion.bias))
-    loss = loss_on_batches(as_shipped, raw.to(device()), step, steps, root)
-    row = dict(step=step, psnr={f'{level:g}': round(v, 2) for level, v in psnr.items()}, loss=round(loss, 6), recipe=run.key(), commit=commit())
-    rows = [r for r in (json.loads(path.read_text()) if path.exists() else []) if r['step'] != step] + [row]
-    with write_aside(path) as tmp: tmp.write_text(json.dumps(sorted(rows, key=lambda r: r['step']), indent=1) + '\n')
-    return row
 
 # %% ../nbs/51_recipes.ipynb #51c099
 def right_or_wrong(run: RunCfg,
@@ -594,14 +527,11 @@ def recipe_of(text: str) -> RunCfg:      # name of a recipe, or a YAML file that
 def dfot_train(recipe: str,             # name of a recipe, or a YAML file that a run saved
                folder: str = '',        # where the run lives; default <root>/<name>
                root: str = 'runs',      # where worlds and features are kept
-               steps: int = 0,          # another number of steps; 0: the recipe's
-               weights: str = ''):      # begin a new folder with weights that `ship` wrote, at their step
+               steps: int = 0):         # another number of steps; 0: the recipe's
     "Train a recipe; continues what it finds in the folder."
     run = recipe_of(recipe)
     if steps: run = run.replace(train=run.train.replace(steps=steps))
     folder = Path(folder or Path(root)/(recipe if recipe in RECIPES else run.name))
-    try:
-        if weights and not saved_step(folder): continue_from(run, weights, folder)
-        _, log = train_run(run, folder, root, (Progress(run.name),))
+    try: _, log = train_run(run, folder, root, (Progress(run.name),))
     except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
     print(f"{run.name}: {len(log)} steps, loss {sum(r['loss'] for r in log[-50:])/len(log[-50:]):.4f}")

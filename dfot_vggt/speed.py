@@ -203,7 +203,8 @@ def dfot_speed(out: str = 'nbs/studies/results/speed.json',   # where the report
     target = 'dfot_vggt.speed:full_forward'
     rows = [] if mid_only else [alone('full forward, T = 4, as the reference', target, 4, 'as_reference')[0],
                                 *(r for t in (4, 8) for r in alone(f'full forward, T = {t}', target, t))]
-    rows = measure(mid_work(), {n: STEPS for n in BUDGET if 'sampling' in n}, rounds) + one_thread_rows(rounds) + sorted(rows, key=lambda r: r['unit'] == 'GB')
+    full = sorted(rows, key=lambda r: r['unit'] == 'GB')
+    rows = measure(mid_work(), {n: STEPS for n in BUDGET if 'sampling' in n}, rounds) + one_thread_rows(rounds) + full
     told = report(rows, {r['name']: BUDGET[r['name']][1:] for r in rows})
     told.save(out)
     print(told)

@@ -43,7 +43,7 @@ class TrainCfg(Cfg):
     weight_decay: float = .01   # AdamW, on every trained tensor
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the weights' running average
-    precision: str = 'no'       # 'no' is float32; 'bf16', or 'fp16' with a scaled loss: matrix products in half precision; 'auto': see below
+    precision: str = 'no'       # 'no': float32; 'bf16', 'fp16' (with a scaled loss): matrix products in half; 'auto': `chosen_precision`
     save_every: int = 500       # steps between checkpoints
     scale: tuple = ()           # pairs (prefix of parameter names, factor of their lr): a trained base below new parts learns more slowly
 
@@ -288,7 +288,7 @@ def _to(batch, where):
 def restart(folder, model: nn.Module,       # with the weights to go on from
             step: int,                      # steps that these weights have been trained for
             cfg: TrainCfg):
-    "Write into a new folder the state of a run that stands at `step` with the weights of `model` and a fresh optimizer; `train` goes on from it."
+    "Write the state of a run at `step` into a new folder: the weights of `model`, a fresh optimizer. `train` goes on from there."
     folder = Path(folder)
     states = [*(folder/'state').glob('step-*.pt')]
     expect(not states, str(folder), 'a folder without a state', [s.name for s in states], 'go on with that state, or name another folder')
