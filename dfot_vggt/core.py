@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AXES', 'expect', 'write_aside', 'sole', 'Cfg', 'build', 'seed_all', 'rng', 'device', 'half_is_fast', 'Inert',
-           'read_tensors', 'LoadError', 'LoadReport', 'load_report', 'asset', 'golden', 'named_randn']
+           'read_tensors', 'LoadError', 'LoadReport', 'load_report', 'asset', 'golden', 'named_randn', 'commit']
 
 # %% ../nbs/00_core.ipynb #00c021
 import dataclasses
@@ -16,6 +16,7 @@ import os
 import pickle
 import random
 import re
+import subprocess
 import sys
 import time
 import zipfile
@@ -297,3 +298,10 @@ def golden(name: str) -> Path:
 def named_randn(name: str, *shape: int, scale: float = 1.) -> Tensor:
     "The goldens' recipe for arrays that are not stored: standard normal, seeded by `crc32(name)`, times `scale`."
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))*scale
+
+# %% ../nbs/00_core.ipynb #00c0a5
+def commit() -> str:
+    "The commit that runs, with a + if files were changed; 'not a git clone' in an installed wheel."
+    git = lambda *a: subprocess.run(['git', '-C', str(_package()), *a], capture_output=True, text=True)
+    head = git('rev-parse', '--short', 'HEAD')
+    return head.stdout.strip() + '+'*bool(git('status', '--porcelain', '-uno').stdout) if head.returncode == 0 else 'not a git clone'

@@ -8,11 +8,10 @@ __all__ = ['PARTS', 'TINY', 'LARGE', 'RECIPES', 'WorldCfg', 'Re10kCfg', 'RunCfg'
            'learner', 'eye', 'feature_cache', 'sight', 'train_run', 'load_run', 'frozen', 'tiny_base', 'shipped_base',
            'tiny_control', 'tiny_tokens', 'tiny_tokens_full', 'tiny_memory', 'tiny_align', 'tiny_all', 'tiny_discrete',
            'tiny_vggt', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'table',
-           'diff', 'baseline', 'show_diff', 'ship', 'right_or_wrong', 'commit', 'recipe_of', 'dfot_train']
+           'diff', 'baseline', 'show_diff', 'ship', 'right_or_wrong', 'recipe_of', 'dfot_train']
 
 # %% ../nbs/51_recipes.ipynb #51c006
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -31,7 +30,7 @@ from .aggregator import random_weights
 from .align import AlignCfg, AlignTerm
 from .clips import Batch, Clips, Starts, loader, order
 from .control import ControlCfg, ControlNet
-from .core import Cfg, asset, build, device, expect, load_report, read_tensors, rng, seed_all, write_aside
+from .core import Cfg, asset, build, commit, device, expect, load_report, read_tensors, rng, seed_all, write_aside
 from .diffusion import DiffusionCfg, DiscreteCfg, make_diffusion
 from .features import digest, features
 from .fill import Listing, fill, listing, one_thread
@@ -431,16 +430,12 @@ def _named(name: str) -> RunCfg | EyeCfg:
     expect(name in RECIPES, 'recipe', f'one of {", ".join(RECIPES)}', repr(name), 'correct the name', error=KeyError)
     return RECIPES[name]()
 
-def _made_by(base: str) -> str:
-    "Name of the recipe that made a file of weights: of the package's `tiny_base` it is not `tiny_base` yet."
-    return shipped_base.__name__ if base == 'tiny_base.safetensors' else Path(base).stem
-
 def baseline(name: str) -> str:
     "The recipe that another one stands on: that of its base, or the one that goes on with the same weights and has no parts."
     run = _named(name)
     expect(isinstance(run, RunCfg), name, 'a recipe of a denoiser', type(run).__name__, 'name two recipes')
     def bare(r): return isinstance(r, RunCfg) and r.base == run.base and not any(getattr(r, part) is not None for part in PARTS)
-    made = _made_by(run.base)
+    made = shipped_base.__name__ if run.base == 'tiny_base.safetensors' else Path(run.base).stem
     return made if made in RECIPES else next(n for n, f in RECIPES.items() if bare(f()))
 
 def show_diff(a: str, b: str):     # names of recipes; 'baseline': what the other one stands on
@@ -451,8 +446,7 @@ def show_diff(a: str, b: str):     # names of recipes; 'baseline': what the othe
 
 # %% ../nbs/51_recipes.ipynb #51c053
 def ship(folder, name: str, to):
-    """Pack a run for the wheel, or to go on elsewhere: `<name>.safetensors` (averaged parameters in float16, buffers in float32, the step in
-    its metadata), `<name>.yaml`, `<name>.jsonl` (means over ten steps; earlier ones that are there already are kept)."""
+    "Pack a run: `<name>.safetensors` (float16; buffers float32; its step), `.yaml`, `.jsonl` (means over ten steps, earlier ones kept)."
     folder, to, run = Path(folder), Path(to), build(Path(folder)/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
     model, step = learner(run), saved_step(folder)
     params, state = {n for n, _ in model.named_parameters()}, {**frozen(model), **read_tensors(folder/'model.safetensors')}
@@ -460,12 +454,12 @@ def ship(folder, name: str, to):
     fits = all(v.isfinite().all() for v in packed.values())
     expect(fits, str(folder), 'weights that fit half precision', 'infinite ones', 'ship float32')
     log = [r for r in read_log(folder) if r['step'] < step]
-    tens = [log[i:i+10] for i in range(0, len(log) - 9, 10)]
-    told = [k for k in log[0] if k not in ('step', 'lr', 'norm', 's')]                      # the loss and its terms
-    means = [dict(step=g[-1]['step'], **{k: round(sum(r[k] for r in g)/10, 6) for k in told}, lr=g[-1]['lr']) for g in tens]
-    before = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < log[0]['step']]
+    losses = [k for k in log[0] if k not in ('step', 'lr', 'norm', 's')]                    # the loss and its terms
+    means = [dict(step=g[-1]['step'], **{k: round(sum(r[k] for r in g)/10, 6) for k in losses}, lr=g[-1]['lr'])
+             for g in (log[i:i+10] for i in range(0, len(log) - 9, 10))]
+    kept = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < log[0]['step']]
     with write_aside(to/f'{name}.safetensors') as tmp: save_file(packed, tmp, metadata={'step': str(step)})
-    with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in before + means))
+    with write_aside(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in kept + means))
     run.save(to/f'{name}.yaml')
 
 # %% ../nbs/51_recipes.ipynb #51c099
@@ -509,12 +503,6 @@ def right_or_wrong(run: RunCfg,
     print(run.name, *[f'{what}\n{r}' for what, r in {'both': found, **each}.items()], sep='\n')
     return found
 
-def commit() -> str:
-    "The commit that runs, with a + if files were changed; 'not a git clone' in an installed wheel."
-    git = lambda *a: subprocess.run(['git', '-C', str(Path(build.__code__.co_filename).parent), *a], capture_output=True, text=True)
-    head = git('rev-parse', '--short', 'HEAD')
-    return head.stdout.strip() + '+'*bool(git('status', '--porcelain', '-uno').stdout) if head.returncode == 0 else 'not a git clone'
-
 # %% ../nbs/51_recipes.ipynb #51c074
 def recipe_of(text: str) -> RunCfg:      # name of a recipe, or a YAML file that a run saved
     "What a command was asked to run."
@@ -531,7 +519,6 @@ def dfot_train(recipe: str,             # name of a recipe, or a YAML file that 
     "Train a recipe; continues what it finds in the folder."
     run = recipe_of(recipe)
     if steps: run = run.replace(train=run.train.replace(steps=steps))
-    folder = Path(folder or Path(root)/(recipe if recipe in RECIPES else run.name))
-    try: _, log = train_run(run, folder, root, (Progress(run.name),))
+    try: _, log = train_run(run, folder or Path(root)/(recipe if recipe in RECIPES else run.name), root, (Progress(run.name),))
     except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
     print(f"{run.name}: {len(log)} steps, loss {sum(r['loss'] for r in log[-50:])/len(log[-50:]):.4f}")
