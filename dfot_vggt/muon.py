@@ -45,7 +45,7 @@ def matrices(name: str,                # of a parameter, with dots
     if p.ndim < 2 or not set(parts) & set(cfg.inside): return 0
     if set(parts) & set(cfg.halves): return 2
     rows, columns = len(p), p[0].numel()
-    return rows//columns if rows % columns == 0 else 1
+    return rows//columns if p.ndim == 2 and rows % columns == 0 else 1
 
 # %% ../nbs/40_muon.ipynb #41m017
 class MuonAdamW(torch.optim.Optimizer):

@@ -8,6 +8,7 @@ __all__ = ['TrainCfg', 'lr_at', 'ema_decay', 'lr_groups', 'build_optimizer', 'tr
            'chosen_precision', 'train', 'restart']
 
 # %% ../nbs/40_train.ipynb #40c037
+import atexit
 import json
 import os
 import signal
@@ -219,6 +220,7 @@ def train(model: nn.Module,                     # trained in place; frozen param
     AcceleratorState._reset_state()              # one process may train in float32 first and in bf16 next
     acc = Accelerator(mixed_precision=chosen_precision(cfg.precision, device().type), cpu=device().type == 'cpu')
     if cfg.precision == 'fp16' and acc.scaler is None: acc.native_amp, acc.scaler = True, torch.amp.GradScaler('cpu')
+    if acc.num_processes > 1: atexit.register(_leave_group)
     with sole(folder) if acc.is_main_process else nullcontext():
         _claim(folder, cfg, acc)
         return _train(model, loss_fn, batches, cfg, folder, observers, acc)
@@ -278,6 +280,10 @@ def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accele
     mine = torch.stack([total.detach(), *(v.detach() for v in losses.values()), total.new_tensor(float(stop))])
     *means, stop = acc.reduce(mine, 'mean').tolist()
     return {**dict(zip(('loss', *losses), means)), 'lr': lr, 'norm': float(norm), 's': round(time.perf_counter() - t0, 4), 'stop': stop > 0}
+
+def _leave_group():
+    "At the exit of one of several processes: leave the group. Without it, a process that ended after the first was once aborted."
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 def _to(batch, where):
     "A batch on the device: whatever has a `.to`, alone or in a tuple beside other things."
