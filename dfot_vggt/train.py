@@ -9,6 +9,7 @@ __all__ = ['TrainCfg', 'lr_at', 'ema_decay', 'lr_groups', 'build_optimizer', 'tr
 
 # %% ../nbs/40_train.ipynb #40c037
 import atexit
+import gc
 import json
 import os
 import signal
@@ -282,7 +283,8 @@ def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accele
     return {**dict(zip(('loss', *losses), means)), 'lr': lr, 'norm': float(norm), 's': round(time.perf_counter() - t0, 4), 'stop': stop > 0}
 
 def _leave_group():
-    "At the exit of one of several processes: leave the group. Without it, a process that ended after the first was once aborted."
+    "At the exit of one of several processes: leave the group while Python still runs, or its threads abort the process now and then."
+    gc.collect()                                                        # the wrapped model, which holds the group
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 def _to(batch, where):
