@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 pytestmark = pytest.mark.slow
 
 CELLS = ['''import torch
-from dfot_vggt.explore import LevelExplorer
+from dfot_vggt.widgets.level_explorer import LevelExplorer
 from dfot_vggt.show import lines''', '''
 frame = torch.arange(6.)[:, None, None, None]                            # the map of `down.0` at frame t is t + .5 everywhere
 explorer = LevelExplorer(torch.rand(6, 3, 16, 16), {'down.0': (frame + .5).expand(6, 4, 8, 8), 'mid': -frame.expand(6, 9, 4, 4)})

@@ -6,9 +6,9 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-from dfot_vggt.fill import fill
-from dfot_vggt.recipes import FiniteWindows, WorldCfg, feature_cache, tiny_control
-from dfot_vggt.shards import FORMAT, CacheCfg
+from dfot_vggt.geometry.manifest import fill
+from dfot_vggt.learn.recipes import FiniteWindows, WorldCfg, feature_cache, tiny_control
+from dfot_vggt.geometry.feature_cache import FORMAT, CacheCfg
 
 RUN = tiny_control().replace(name='mini', world=WorldCfg(rooms=3, test_rooms=1, frames=24), finite=96)       # 6 shards
 
@@ -16,8 +16,8 @@ WORKER = '''
 import os, sys
 import torch
 from dfot_vggt.core import build
-from dfot_vggt.fill import fill
-from dfot_vggt.recipes import FiniteWindows, feature_cache
+from dfot_vggt.geometry.manifest import fill
+from dfot_vggt.learn.recipes import FiniteWindows, feature_cache
 
 recipe, root = sys.argv[1:]
 run = build(recipe)
@@ -71,7 +71,7 @@ def finish(p, code=0, timeout=600):
     assert p.returncode == code, out
     return out
 
-def command(root, *args): return launch(root, '-m', 'dfot_vggt.cache', root/'mini.yaml', '--root', root, *args)
+def command(root, *args): return launch(root, '-m', 'dfot_vggt.app.cache', root/'mini.yaml', '--root', root, *args)
 
 # --- killed
 
@@ -122,7 +122,7 @@ run = build''', 1)
 # --- several processes
 
 def test_two_processes_of_torchrun_make_what_one_makes(world, root):
-    p = launch(root, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2, '-m', 'dfot_vggt.cache', root/'mini.yaml', '--root', root)
+    p = launch(root, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2, '-m', 'dfot_vggt.app.cache', root/'mini.yaml', '--root', root)
     pids, deadline = set(), time.time() + 300
     while p.poll() is None and time.time() < deadline:
         pids |= {c.pid for c in psutil.Process(p.pid).children()} if psutil.pid_exists(p.pid) else set()
@@ -137,7 +137,7 @@ def test_two_processes_of_torchrun_make_what_one_makes(world, root):
 def test_two_writers_of_one_shard(world, root):
     "Claims save work; nothing else depends on them. Two writers that both believe to hold the claim leave the same whole file."
     deaf = WORKER.replace('made = fill', '''from contextlib import contextmanager
-from dfot_vggt.shards import FeatureCache
+from dfot_vggt.geometry.feature_cache import FeatureCache
 @contextmanager
 def everybody(self, name, again=False): yield not self.path(name).exists()
 FeatureCache.claim = everybody
@@ -224,7 +224,7 @@ def test_damage_is_found_and_repaired(world, root):
     assert shards(root) == shards(world) and '0 of them damaged' in finish(command(root, '--verify'))
 
 def test_a_wrong_name(tmp_path):
-    out = finish(launch(tmp_path, '-m', 'dfot_vggt.cache', 'tiny_contrl'), 1)
+    out = finish(launch(tmp_path, '-m', 'dfot_vggt.app.cache', 'tiny_contrl'), 1)
     assert 'tiny_control' in out and 'Traceback' not in out and not list(tmp_path.iterdir()), out
 
 def test_a_plan_computes_nothing(root):

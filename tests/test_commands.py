@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import ROOT
 from dfot_vggt.core import build
-from dfot_vggt.recipes import WorldCfg, tiny_base
-from dfot_vggt.scenes import make_re10k
-from dfot_vggt.study import StudyCfg
+from dfot_vggt.learn.recipes import WorldCfg, tiny_base
+from dfot_vggt.data.scenes import make_re10k
+from dfot_vggt.app.compare import StudyCfg
 
 def run(cwd, *args):
     "`python -m dfot_vggt.<args>`: exit code and the last lines it printed."
@@ -23,26 +23,26 @@ def saved(folder, cfg, name, *change):
     return name
 
 def test_training_from_a_yaml_file_and_its_record(tmp_path):
-    code, out = run(tmp_path, 'dfot_vggt.recipes', saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml'), '--steps', '2')
+    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml'), '--steps', '2')
     assert code == 0 and 'mini: 2 steps' in out, out
     kept = build(tmp_path/'runs'/'mini'/'recipe.yaml')
     assert kept.world == MINI.world and kept.train.steps == 2, 'the record builds the run again'
-    assert type(kept).__module__ == 'dfot_vggt.recipes', 'although the module ran as __main__'
+    assert type(kept).__module__ == 'dfot_vggt.learn.recipes', 'although the module ran as __main__'
 
 @pytest.mark.parametrize('module,args,says', [
-    ('dfot_vggt.recipes', ['tiny_bse'], 'tiny_base'),
-    ('dfot_vggt.recipes', ['absent.yaml'], 'absent.yaml'),
-    ('dfot_vggt.study', ['--config', 'absent.yaml'], 'absent.yaml'),
-    ('dfot_vggt.generate', ['--model', 'tiny_bse'], 'tiny_bse'),
-    ('dfot_vggt.generate', ['--model', 'absent.ckpt'], 'absent.ckpt'),
-    ('dfot_vggt.generate', ['--clip', 'absent/test/room'], 'absent'),
-    ('dfot_vggt.generate', ['--image', 'absent.png', '--cams', 'absent.txt'], 'absent.png')])
+    ('dfot_vggt.learn.recipes', ['tiny_bse'], 'tiny_base'),
+    ('dfot_vggt.learn.recipes', ['absent.yaml'], 'absent.yaml'),
+    ('dfot_vggt.app.compare', ['--config', 'absent.yaml'], 'absent.yaml'),
+    ('dfot_vggt.app.generate', ['--model', 'tiny_bse'], 'tiny_bse'),
+    ('dfot_vggt.app.generate', ['--model', 'absent.ckpt'], 'absent.ckpt'),
+    ('dfot_vggt.app.generate', ['--clip', 'absent/test/room'], 'absent'),
+    ('dfot_vggt.app.generate', ['--image', 'absent.png', '--cams', 'absent.txt'], 'absent.png')])
 def test_a_wrong_name(tmp_path, module, args, says):
     code, out = run(tmp_path, module, *args)
     assert code != 0 and says in out and 'Traceback' not in out, out
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('module,option', [('dfot_vggt.recipes', []), ('dfot_vggt.study', ['--config'])])
+@pytest.mark.parametrize('module,option', [('dfot_vggt.learn.recipes', []), ('dfot_vggt.app.compare', ['--config'])])
 def test_a_config_key_that_does_not_exist(tmp_path, module, option):
     cfg = MINI if not option else StudyCfg()
     code, out = run(tmp_path, module, *option, saved(tmp_path, cfg, 'slip.yaml', 'warmup:', 'warmpu:'))
@@ -51,7 +51,7 @@ def test_a_config_key_that_does_not_exist(tmp_path, module, option):
 
 def test_a_config_that_names_foreign_code_runs_nothing(tmp_path):
     (tmp_path/'evil.yaml').write_text('_target_: os.system\ncommand: touch exploded\n')
-    code, out = run(tmp_path, 'dfot_vggt.recipes', 'evil.yaml')
+    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', 'evil.yaml')
     assert code != 0 and 'os.system' in out and [p.name for p in tmp_path.iterdir()] == ['evil.yaml'], out
 
 def damage(folder):
@@ -70,22 +70,22 @@ def test_a_damaged_world(tmp_path, what):
     act()
     yaml = saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml')
     if what == 'a missing video':                      # worlds are rendered: what is missing is made again
-        code, out = run(tmp_path, 'dfot_vggt.recipes', yaml, '--steps', '1')
+        code, out = run(tmp_path, 'dfot_vggt.learn.recipes', yaml, '--steps', '1')
         assert code == 0 and (folder/'training_64'/'room000001.npz').exists(), out
         return
-    code, out = run(tmp_path, 'dfot_vggt.recipes', yaml, '--steps', '1')
+    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', yaml, '--steps', '1')
     assert code != 0 and names in out and 'Traceback' not in out, out
     assert not list((tmp_path/'runs').rglob('*.tmp*')) and not list((tmp_path/'runs').rglob('*.safetensors'))
 
 def test_a_base_that_does_not_fit(tmp_path):
     (tmp_path/'base.safetensors').write_bytes(b'12345678 not tensors')
     run_cfg = MINI.replace(base='base.safetensors', train=MINI.train.replace(precision='no'))
-    code, out = run(tmp_path, 'dfot_vggt.recipes', saved(tmp_path, run_cfg, 'run.yaml'), '--steps', '1')
+    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', saved(tmp_path, run_cfg, 'run.yaml'), '--steps', '1')
     assert code != 0 and 'base.safetensors' in out and 'Traceback' not in out, out
 
 def test_a_rollout_and_its_continuation(tmp_path):
     make_re10k(tmp_path/'rooms', 'test', 1, frames=12)
-    args = ['dfot_vggt.generate', '--clip', 'rooms/test/room000000', '--frames', '7', '--density', '.5', '--guidance', 'vanilla(1.5)', '--out', 'walk']
+    args = ['dfot_vggt.app.generate', '--clip', 'rooms/test/room000000', '--frames', '7', '--density', '.5', '--guidance', 'vanilla(1.5)', '--out', 'walk']
     code, out = run(tmp_path, *args, '--steps', '2')
     assert code == 0 and '7 frames: walk/room000000.mp4' in out and 'step' in out, out
     assert json.loads((tmp_path/'walk'/'settings.json').read_text())['steps'] == 2
@@ -95,5 +95,5 @@ def test_a_rollout_and_its_continuation(tmp_path):
     assert code == 0 and '7 frames' in out, 'it is done already'
 
 def test_help_of_the_rollout_shows_examples(tmp_path):
-    code, out = run(tmp_path, 'dfot_vggt.generate', '--help')
+    code, out = run(tmp_path, 'dfot_vggt.app.generate', '--help')
     assert code == 0 and 'Examples: `dfot_rollout --clip' in ' '.join(out.split()) and 'stabilized_vanilla' in out, out

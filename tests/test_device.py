@@ -3,24 +3,25 @@ from copy import deepcopy
 
 import pytest
 import torch
-from dfot_vggt import metrics, muon, recipes, study, train as training
-from dfot_vggt.align import AlignCfg
-from dfot_vggt.camera import interpolate_cams, ray_encoding
-from dfot_vggt.clips import Batch
-from dfot_vggt.diffusion import DiffusionCfg, make_diffusion
-from dfot_vggt.explore import LevelExplorer, activations
-from dfot_vggt.guidance import HistoryGuidance
-from dfot_vggt.inject import Guide, Injected, draw_rivals, heard, other_scene, rivals
-from dfot_vggt.reconstruct import cloud
-from dfot_vggt.recipes import PARTS, RunCfg, base_loss, injected_loss
-from dfot_vggt.rollout import stream
-from dfot_vggt.scenes import Room, render, walk
-from dfot_vggt.shards import CacheCfg
+from dfot_vggt.app import compare as study
+from dfot_vggt.learn import metrics, muon, recipes, train as training
+from dfot_vggt.inject.align import AlignCfg
+from dfot_vggt.data.camera import interpolate_cams, ray_encoding
+from dfot_vggt.data.clips import Batch
+from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
+from dfot_vggt.widgets.level_explorer import LevelExplorer, activations
+from dfot_vggt.denoiser.guidance import HistoryGuidance
+from dfot_vggt.inject.injector import Guide, Injected, draw_rivals, heard, other_scene, rivals
+from dfot_vggt.geometry.reconstruct import cloud
+from dfot_vggt.learn.recipes import PARTS, RunCfg, base_loss, injected_loss
+from dfot_vggt.denoiser.rollout import stream
+from dfot_vggt.data.scenes import Room, render, walk
+from dfot_vggt.geometry.feature_cache import CacheCfg
 from dfot_vggt.show import show_cams, show_clip, show_pca, video_tag
-from dfot_vggt.supervise import Views, geometry_loss, judge, new_vggt
-from dfot_vggt.tasks import EARLIER, GIVEN, PAD, PrefixMixture
-from dfot_vggt.tokens import gaze
-from dfot_vggt.vggt import VGGTCfg
+from dfot_vggt.learn.train_vggt import Views, geometry_loss, judge, new_vggt
+from dfot_vggt.denoiser.tasks import EARLIER, GIVEN, PAD, PrefixMixture
+from dfot_vggt.inject.tokens import gaze
+from dfot_vggt.geometry.vggt import VGGTCfg
 
 from elsewhere import ELSEWHERE, Afar, Elsewhere, afar
 from test_inject import EYE, INJECTORS, LAYERS, SETS, SETTINGS, T, WIDTH, World, answer, denoiser, trained, window

@@ -9,8 +9,8 @@ BODY = (ROOT/'data'/'golden'/'lightning'/'training.ckpt').read_bytes()
 
 CLIENT = '''
 import json, sys
-from dfot_vggt.released import load_dfot
-from dfot_vggt.uvit import UViTCfg
+from dfot_vggt.denoiser.checkpoints import load_dfot
+from dfot_vggt.denoiser.uvit import UViTCfg
 mini = UViTCfg(channels=(16, 16), blocks=('T', 'T'), mid=1, heads=1, emb=8, size=16, frames=2, freqs=1)
 def ask(what):
     try: return sum(p.double().sum().item() for p in load_dfot(cfg=mini, **what).parameters())

@@ -7,28 +7,29 @@ from itertools import combinations
 
 import pytest
 import torch
-from dfot_vggt import control, features as looking, memory, tokens
-from dfot_vggt.aggregator import random_weights
-from dfot_vggt.align import AlignCfg
-from dfot_vggt.clips import Batch
-from dfot_vggt.control import ControlCfg, Probe, alive, branches, by_length, in_place, light, no_leak, same_init, same_output
+from dfot_vggt.geometry import features as looking
+from dfot_vggt.inject import controlnet as control, points as memory, tokens
+from dfot_vggt.geometry.aggregator import random_weights
+from dfot_vggt.inject.align import AlignCfg
+from dfot_vggt.data.clips import Batch
+from dfot_vggt.inject.controlnet import ControlCfg, Probe, alive, branches, by_length, in_place, light, no_leak, same_init, same_output
 from dfot_vggt.core import LoadError
-from dfot_vggt.diffusion import DiffusionCfg, make_diffusion
-from dfot_vggt.features import features
-from dfot_vggt.guidance import HistoryGuidance, guidance_from
-from dfot_vggt.inject import Guide, Injected, base_hash, heard, load_injected, window_geometry
-from dfot_vggt.recall import MemoryCfg, MemoryNet, in_view
-from dfot_vggt.recipes import PARTS, RunCfg, injected_loss
-from dfot_vggt.rollout import stream
-from dfot_vggt.sampling import frame_noise, sample_window
-from dfot_vggt.scenes import Room, render, walk
-from dfot_vggt.shards import CacheCfg
-from dfot_vggt.tasks import EARLIER, GIVEN, PAD, PrefixMixture
-from dfot_vggt.tokens import TokenCfg, TokenInjector, addressed
+from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
+from dfot_vggt.geometry.features import features
+from dfot_vggt.denoiser.guidance import HistoryGuidance, guidance_from
+from dfot_vggt.inject.injector import Guide, Injected, base_hash, heard, load_injected, window_geometry
+from dfot_vggt.inject.memory import MemoryCfg, MemoryNet, in_view
+from dfot_vggt.learn.recipes import PARTS, RunCfg, injected_loss
+from dfot_vggt.denoiser.rollout import stream
+from dfot_vggt.denoiser.sampling import frame_noise, sample_window
+from dfot_vggt.data.scenes import Room, render, walk
+from dfot_vggt.geometry.feature_cache import CacheCfg
+from dfot_vggt.denoiser.tasks import EARLIER, GIVEN, PAD, PrefixMixture
+from dfot_vggt.inject.tokens import TokenCfg, TokenInjector, addressed
 from dfot_vggt.trace import liveness
-from dfot_vggt.train import weights
-from dfot_vggt.uvit import Level, UViT3DPose, UViTCfg, golden_weights
-from dfot_vggt.vggt import VGGT, VGGTCfg
+from dfot_vggt.learn.train import weights
+from dfot_vggt.denoiser.uvit import Level, UViT3DPose, UViTCfg, golden_weights
+from dfot_vggt.geometry.vggt import VGGT, VGGTCfg
 from safetensors.torch import save_file
 
 EYE, LAYERS, T = VGGTCfg.tiny(), (2, 4), 4

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from dfot_vggt.core import rng
-from dfot_vggt.muon import MuonCfg
-from dfot_vggt.train import TrainCfg, train
+from dfot_vggt.learn.muon import MuonCfg
+from dfot_vggt.learn.train import TrainCfg, train
 
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 optimizer = dict(adamw=None, muon=MuonCfg(lr=2e-3, inside=('0', '2')))[sys.argv[3]]

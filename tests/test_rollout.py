@@ -10,11 +10,11 @@ WORKER = '''
 import json, sys
 from pathlib import Path
 import torch
-from dfot_vggt.diffusion import ContinuousDiffusion
-from dfot_vggt.generate import generate
-from dfot_vggt.guidance import HistoryGuidance
-from dfot_vggt.scenes import Room, walk
-from dfot_vggt.uvit import UViT3DPose, UViTCfg, golden_weights
+from dfot_vggt.denoiser.diffusion import ContinuousDiffusion
+from dfot_vggt.app.generate import generate
+from dfot_vggt.denoiser.guidance import HistoryGuidance
+from dfot_vggt.data.scenes import Room, walk
+from dfot_vggt.denoiser.uvit import UViT3DPose, UViTCfg, golden_weights
 
 folder, preset, (clips, n, steps, batch) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
 net = golden_weights(UViT3DPose(getattr(UViTCfg, preset)())).eval()

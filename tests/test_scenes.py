@@ -2,8 +2,8 @@
 import signal, subprocess, sys, time
 
 import pytest
-from dfot_vggt.re10k import Layout, read_npz, read_pose_table
-from dfot_vggt.scenes import make_re10k
+from dfot_vggt.data.re10k import Layout, read_npz, read_pose_table
+from dfot_vggt.data.scenes import make_re10k
 
 def test_processes_agree(tmp_path):
     "Two processes write the bytes of one."
@@ -18,7 +18,7 @@ def test_processes_agree(tmp_path):
 
 def test_killed(tmp_path):
     "What a killed run leaves behind is whole, and the next run completes it."
-    code = f'from dfot_vggt.scenes import make_re10k; make_re10k({str(tmp_path)!r}, "test", 200, frames=4)'
+    code = f'from dfot_vggt.data.scenes import make_re10k; make_re10k({str(tmp_path)!r}, "test", 200, frames=4)'
     run = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
     place, deadline = Layout(tmp_path, 'test'), time.time() + 120
     while len(list(place.table('_').parent.glob('[!.]*.pt'))) < 3:
