@@ -71,7 +71,7 @@ def public():
     "`{name: module}` of what the package itself offers, from the list in its `__init__`."
     tree = ast.parse((ROOT/LIB/'__init__.py').read_text(encoding='utf8'))
     lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '_PUBLIC']
-    return {n: m for found in lists for m, names in ast.literal_eval(found).items() for n in names.split()}
+    return {n: f'{m}.{n}' if m == 'learn' else m for found in lists for m, names in ast.literal_eval(found).items() for n in names.split()}
 
 def drawing(html):
     "Does this HTML draw something?"
