@@ -1,6 +1,6 @@
-"""What the notebooks say about themselves: read by `nbs/index.ipynb` (map and counts) and by `tests/test_house.py` (the rules).
+"""What the notebooks say about themselves: read by `nbs/index.ipynb` (map and counts), `.ci/docs` and `tests/test_house.py` (the rules).
 
-Nothing is imported or run: a room is parsed from its cells, so what is counted is what is committed."""
+Nothing is imported or run: a notebook is parsed from its cells, so what is counted is what is committed."""
 import ast, json, re
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,11 +8,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIB = 'dfot_vggt'
-CHAPTERS = ['Instruments', 'Worlds', 'Denoiser', 'Geometry in', 'Learning', 'Using']                   # by the tens digit
-SPINE = 'core trace camera clips uvit diffusion sampling features control train'.split()               # what everyone reads
-LEAVES = 'context tokens memory recall align tracks prefer metrics explore'.split()                           # what can be deleted
-USERS = 'explore recipes study'.split()                                                                # who may import a leaf
+PACKAGES = {                                     # folder -> what it is for; a package imports only from those before it
+    '': 'tools that everything stands on',
+    'data': 'cameras, videos, windows',
+    'denoiser': 'the DFoT network and its sampler',
+    'geometry': 'VGGT and its features',
+    'inject': 'ways of geometry into the denoiser',
+    'learn': 'training, recipes, measures',
+    'systems': 'relatives, built from the same parts',
+    'widgets': 'looking inside',
+    'app': 'commands',
+    'bench': 'benchmarks; nothing imports them',
+    'own': 'notebooks of your own: `nbs/NN_name.ipynb` from number 10'}
+CORE_PATH = ('core trace data.camera data.clips denoiser.uvit denoiser.diffusion denoiser.sampling geometry.features inject.controlnet '
+             'learn.train').split()              # what everyone reads
 EXPORT = {'export', 'exports', 'exporti'}
+OWN = 10                                         # notebooks directly in nbs/ from this number on belong to the reader
 
 def calls(tree):
     "Names called anywhere in `tree`: `f(...)` and `x.f(...)` alike."
@@ -45,10 +56,22 @@ def asserts(tree, checkers=()):
     return any(isinstance(n, ast.Assert) for n in ast.walk(tree)) or any(re.match(r'test_|assert_', c) or c in checkers for c in calls(tree))
 
 def imported(tree):
-    "Full dotted names of the modules that `tree` imports, `from lib import room` counted as the room."
+    "Full dotted names of the modules that `tree` imports; a public name of the package counts as the module that it comes from."
     for n in ast.walk(tree):
         if isinstance(n, ast.Import): yield from (a.name for a in n.names)
-        elif isinstance(n, ast.ImportFrom): yield from ([f'{LIB}.{a.name}' for a in n.names] if n.module == LIB else [n.module or '.'])
+        elif isinstance(n, ast.ImportFrom): yield from _sources(n.module or '.', [a.name for a in n.names])
+
+def _sources(module, names):
+    package = module.removeprefix(LIB).lstrip('.')
+    if module.split('.')[0] != LIB or package not in PACKAGES: return [module]
+    return [f'{LIB}.{public().get(n, n)}' if not package else f'{module}.{n}' for n in names]
+
+@cache
+def public():
+    "`{name: module}` of what the package itself offers, from the list in its `__init__`."
+    tree = ast.parse((ROOT/LIB/'__init__.py').read_text(encoding='utf8'))
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '_PUBLIC']
+    return {n: f'{m}.{n}' if m == 'learn' else m for found in lists for m, names in ast.literal_eval(found).items() for n in names.split()}
 
 def drawing(html):
     "Does this HTML draw something?"
@@ -82,8 +105,10 @@ class Room:
 
     def __post_init__(self):
         self.code = [c for c in self.cells if c.kind == 'code']
-        self.number, self.name = re.fullmatch(r'(\d\d)_(\w+)', self.path.stem).groups()
-        self.number = int(self.number)
+        self.number, self.stem = re.fullmatch(r'(\d\d)_(\w+)', self.path.stem).groups()
+        self.number, folder = int(self.number), self.path.parent.relative_to(ROOT/'nbs').as_posix().strip('.')
+        self.name = f'{folder}.{self.stem}'.lstrip('.')                    # of the module, below the package: 'denoiser.uvit'
+        self.package = 'own' if not folder and self.number >= OWN else folder
         head = next(c.source for c in self.cells if c.kind == 'markdown')
         self.title, self.quote = re.search(r'^# (.+)', head, re.M).group(1), ' '.join(re.findall(r'^> ?(.+)', head, re.M))
         self.exports = [n for c in self.code if c.flags & {'export', 'exports'} for n in defined(c.tree)]
@@ -96,7 +121,13 @@ class Room:
         self.pictures = sum(picture(o) for c in self.code for o in c.outputs)
 
     @property
-    def spine(self): return self.name in SPINE
+    def place(self):
+        "What comes earlier is smaller: package, number, name."
+        return [*PACKAGES].index(self.package), self.number, self.stem
+
+    @property
+    def core_path(self): return self.name in CORE_PATH
+
     @property
     def tested(self):
         "Names that a testing cell mentions, or that reach one through the notebook's own variables, or as the class that a tested function returns."
@@ -107,8 +138,8 @@ class Room:
         return found
 
     def imports(self, exported_only=False):
-        "Rooms that this one imports."
-        found = {m.split('.')[1] for c in self.code if c.exported or not exported_only for m in imported(c.tree) if m.startswith(LIB+'.')}
+        "Names of the modules of this package that the notebook imports: 'denoiser.uvit'."
+        found = {m.removeprefix(f'{LIB}.') for c in self.code if c.exported or not exported_only for m in imported(c.tree) if m.startswith(LIB+'.')}
         return found - {self.name}
 
 @cache
@@ -117,57 +148,65 @@ def read(path):
     nb = json.loads(Path(path).read_text(encoding='utf8'))
     return [Cell(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in nb['cells'] if 'eval: false' not in ''.join(c['source'])]
 
+def notebooks():
+    "Paths of all notebooks, those of folders too; what JupyterLab keeps beside an open one is none."
+    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT/'nbs').parts))
+
 @cache
 def rooms():
-    "All rooms in order of their numbers."
-    return [Room(p, read(p)) for p in sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))]
+    "All notebooks that export a module, in reading order."
+    return sorted((Room(p, read(p)) for p in notebooks() if re.match(r'\d\d_', p.name)), key=lambda r: r.place)
+
+def packages():
+    "`{package: its notebooks}` of those that have any, in order."
+    return {p: here for p in PACKAGES if (here := [r for r in rooms() if r.package == p])}
 
 def totals():
-    "Sums over all rooms: lines, exports, tests, pictures."
+    "Sums over all notebooks: lines, exports, tests, pictures."
     return [sum(n) for n in zip(*((r.lines, len(r.exports), len(r.tests), r.pictures) for r in rooms()))]
 
 def table():
-    "The map: one row a room, one total."
-    rows = ['| room | what it is | lines | exports | tests | pictures |', '|---|---|--:|--:|--:|--:|']
-    for i, chapter in enumerate(CHAPTERS):
-        here = [r for r in rooms() if r.number//10 == i]
-        if here: rows.append(f'| **{i} · {chapter}** | | | | | |')
-        rows += [f'| [{r.number:02} {r.name}]({r.path.name}){" ★" if r.spine else ""} | {r.quote} | {r.lines} | {len(r.exports)} | {len(r.tests)} | '
-                 f'{r.pictures} |' for r in here]
-    return '\n'.join([*rows, f'| **{len(rooms())} rooms** | | ' + ' | '.join(f'**{n}**' for n in totals()) + ' |'])
+    "The map: one row a package, one a notebook, one total."
+    rows = ['| notebook | what it is | lines | exports | tests | pictures |', '|---|---|--:|--:|--:|--:|']
+    for package, here in packages().items():
+        rows.append(f'| **{package or "top"}** | **{PACKAGES[package]}** | | | | |')
+        rows += [f'| [{r.stem}]({r.path.relative_to(ROOT/"nbs").as_posix()}){" ★" if r.core_path else ""} | {r.quote} | {r.lines} | '
+                 f'{len(r.exports)} | {len(r.tests)} | {r.pictures} |' for r in here]
+    return '\n'.join([*rows, f'| **{len(rooms())} notebooks** | | ' + ' | '.join(f'**{n}**' for n in totals()) + ' |'])
 
 def counts():
-    "What the house is proud of, in numbers."
+    "What the project is proud of, in numbers."
     lines, exports, tests, pictures = totals()
     return (f'{len(rooms())} notebooks hold {lines} exported lines: {exports} functions and classes, {tests} cells that can fail '
             f'({tests/exports:.1f} per export) and {pictures} pictures ({pictures/len(rooms()):.1f} per notebook).')
 
 def edges():
-    "`(from, to)` room names: exported imports, but for those of core and show, and those implied by a longer way."
-    up = {r.name: {n for n in r.imports(exported_only=True) if n not in ('core', 'show')} for r in rooms()}
-    def reach(n): return set().union(*({m} | reach(m) for m in up.get(n, ())))
-    return [(m, n) for n in up for m in up[n] if not any(m in reach(k) for k in up[n] - {m})]
+    "`(from, to)` packages, the first imported by the second; those implied by a longer way are left out, and so is the top."
+    home = {r.name: r.package for r in rooms()}
+    up = {p: {home[n] for r in here for n in r.imports(exported_only=True) if n in home} - {p, ''} for p, here in packages().items()}
+    def reach(p): return set().union(*({q} | reach(q) for q in up.get(p, ())))
+    return sorted((q, p) for p in up for q in up[p] if not any(q in reach(k) for k in up[p] - {q}))
 
-def svg(w=960, bw=112, bh=28, row=44, top=58):
-    "The house as a picture: a column per chapter, a box per room, the spine filled, a line per import."
-    cols = [[r for r in rooms() if r.number//10 == i] for i in range(len(CHAPTERS))]
-    h = top + row*max(map(len, cols)) + 6
-    at = {r.name: (20 + i*(w-40-bw)/(len(cols)-1), top + j*row) for i, col in enumerate(cols) for j, r in enumerate(col)}
-    o = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" style="max-width:100%" font-family="sans-serif">',
-         f'<rect width="{w}" height="{h}" fill="#fff"/>']
-    for i, c in enumerate(CHAPTERS):
-        o.append(f'<text x="{20 + i*(w-40-bw)/(len(cols)-1) + bw/2:.0f}" y="30" text-anchor="middle" font-size="14" fill="#555">{i} {c}</text>')
-    for a, b in sorted(edges()):
-        if a not in at: continue
-        (x0, y0), (x1, y1) = at[a], at[b]
-        if x0 == x1: d = f'M{x0+bw:.0f} {y0+bh/2:.0f} C{x0+bw+22:.0f} {y0+bh/2:.0f} {x1+bw+22:.0f} {y1+bh/2:.0f} {x1+bw:.0f} {y1+bh/2:.0f}'
-        else: d = f'M{x0+bw:.0f} {y0+bh/2:.0f} C{(x0+bw+x1)/2:.0f} {y0+bh/2:.0f} {(x0+bw+x1)/2:.0f} {y1+bh/2:.0f} {x1:.0f} {y1+bh/2:.0f}'
-        o.append(f'<path d="{d}" fill="none" stroke="{"#d9822b" if a in SPINE and b in SPINE else "#b8c4d0"}" stroke-width="1.5"/>')
-    for r in rooms():
-        x, y = at[r.name]
-        box, ink = ('#1f4e79', '#fff') if r.spine else ('#eef3f8', '#1f2d3a')
-        o.append(f'<rect x="{x:.0f}" y="{y}" width="{bw}" height="{bh}" rx="6" fill="{box}" stroke="#1f4e79"/>'
-                 f'<text x="{x+bw/2:.0f}" y="{y+19}" text-anchor="middle" font-size="13" fill="{ink}">{r.number:02} {r.name}</text>')
-    return '\n'.join(o + ['</svg>'])
+def svg(w=960, left=150, right=70, bw=104, bh=26, gap=8, pad=12):
+    "The packages as rows from top to bottom, a box per notebook, the core path filled, an arrow from what is imported down to who imports it."
+    per, y, at, o = (w - left - right)//(bw + gap), 14, {}, []
+    for package, here in packages().items():
+        height = pad*2 + -(-len(here)//per)*(bh + gap) - gap
+        at[package] = y, y + height
+        o.append(f'<rect x="6" y="{y}" width="{w-right-6}" height="{height}" rx="8" fill="#f6f8fa" stroke="#d0d7de"/>'
+                 f'<text x="20" y="{y+height/2+5:.0f}" font-size="15" font-weight="bold" fill="#1f2d3a">{package or "top"}</text>')
+        for j, r in enumerate(here):
+            x, yy = left + j%per*(bw + gap), y + pad + j//per*(bh + gap)
+            box, ink = ('#1f4e79', '#fff') if r.core_path else ('#fff', '#1f2d3a')
+            o.append(f'<rect x="{x}" y="{yy}" width="{bw}" height="{bh}" rx="6" fill="{box}" stroke="#1f4e79"/>'
+                     f'<text x="{x+bw/2:.0f}" y="{yy+17}" text-anchor="middle" font-size="12" fill="{ink}">{r.stem}</text>')
+        y += height + 14
+    for k, (a, b) in enumerate(e for e in edges() if all(p in at for p in e)):
+        x0, y0, y1, bend = w - right, at[a][1] - 10, at[b][0] + 10 + 5*(k % 3), 16 + 9*(k % 5)
+        o.append(f'<path d="M{x0} {y0} C{x0+bend} {y0} {x0+bend} {y1} {x0+3} {y1}" fill="none" stroke="#d9822b" stroke-width="1.5" marker-end="url(#tip)"/>')
+    tip = ('<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+           '<path d="M0 0 L8 4 L0 8 z" fill="#d9822b"/></marker></defs>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {y}" style="max-width:100%" font-family="sans-serif">'
+    return '\n'.join([head, tip, f'<rect width="{w}" height="{y}" fill="#fff"/>', *o, '</svg>'])
 
 if __name__ == '__main__': print(table())

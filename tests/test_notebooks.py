@@ -3,6 +3,7 @@ On one thread: the tensors are small, sums come out the same on every machine, a
 import gc
 
 import pytest
+import rooms
 import torch
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
@@ -22,7 +23,11 @@ def switches():
     torch.use_deterministic_algorithms(before['deterministic'])
     torch.set_num_threads(threads)
 
-@pytest.mark.parametrize('nb', sorted(nbglob(as_path=True)), ids=lambda p: p.stem)
+NOTEBOOKS = sorted(nbglob(as_path=True))
+
+def test_all_notebooks_are_run(): assert {p.absolute() for p in NOTEBOOKS} == {*rooms.notebooks()}
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.relative_to(cfg.nbs_path).with_suffix('').as_posix())
 def test_notebook(nb, request, switches):
     force = ['slow'] if request.config.getoption('--slow') else []
     before, state = switches

@@ -3,6 +3,7 @@ import subprocess, sys, zipfile
 from configparser import ConfigParser
 
 import pytest
+import rooms
 from conftest import ROOT, sources
 
 @pytest.fixture(scope='module')
@@ -23,11 +24,12 @@ def test_installed_wheel_works_elsewhere(wheel, tmp_path):
     "Dependencies come from this environment; the package must come from the wheel."
     site = tmp_path/'site'
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, wheel], check=True)
-    modules = sorted(p.stem for p in (ROOT/'dfot_vggt').glob('[a-z]*.py'))
+    modules = sorted('.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in (ROOT/'dfot_vggt').rglob('[a-z]*.py'))
+    assert len(modules) == len(rooms.rooms()), 'a module per notebook, in all folders'
     assets = sorted(p.relative_to(ROOT/'dfot_vggt'/'assets').as_posix() for p in (ROOT/'dfot_vggt'/'assets').rglob('*') if p.is_file())
     code = f'''
 import sys, importlib; sys.path.insert(0, {str(site)!r})
-for m in {modules}: assert importlib.import_module('dfot_vggt.'+m).__file__.startswith({str(site)!r}), m
+for m in {modules}: assert importlib.import_module(m).__file__.startswith({str(site)!r}), m
 from dfot_vggt.core import asset
 for a in {assets}: assert asset(a).read_bytes() and str(asset(a)).startswith({str(site)!r}), a
 print(len({modules}), 'modules', len({assets}), 'assets')'''

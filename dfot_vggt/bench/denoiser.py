@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'BUDGET', 'window', 'as_reference', 'mid_work', 'plain_layers', 'tiny_step', 'tiny_work', 'one_thread_rows',
-           'keep_memory', 'full_forward', 'dfot_speed', 'shares']
+           'full_forward', 'dfot_speed', 'shares']
 
 # %% ../../nbs/bench/00_denoiser.ipynb #29c001
-import ctypes
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ..denoiser import layers
 from ..measure import Report, alone, measure, report
-from ..core import half_is_fast, named_randn
+from ..core import half_is_fast, keep_memory, named_randn
 from ..denoiser.diffusion import ContinuousDiffusion, DiffusionCfg, make_diffusion
 from ..denoiser.guidance import HistoryGuidance
 from ..denoiser.layers import Downsample, ResBlock, TransformerBlock, Upsample, rope_table
@@ -168,17 +167,11 @@ def one_thread_rows(rounds: int = 3) -> list[dict]:
     try: return measure(tiny_work(), rounds=rounds)
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/bench/00_denoiser.ipynb #29c003
-def keep_memory():
-    "Have glibc keep what is freed for the next map, in this process from now on. Other C libraries: nothing happens."
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt: mallopt(-3, 2**30); mallopt(-1, 2**31 - 1); mallopt(-2, 2**29)      # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-
 # %% ../../nbs/bench/00_denoiser.ipynb #29c017
 def full_forward(frames: int,     # t
                  how: str = 'forward',   # or 'as_reference'
                  **changes):      # of the config
-    "A forward pass of the released size, ready to run, in a process that keeps its memory; made for `bench.alone`."
+    "A forward pass of the released size, ready to run, in a process that keeps its memory (`core.keep_memory`); made for `measure.alone`."
     keep_memory()
     cfg = UViTCfg.re10k(checkpoint=(), **changes)
     with torch.device('meta'): model = UViT3DPose(cfg)

@@ -85,7 +85,7 @@ def timed(model: Aggregator,
           images: Float[Tensor, 'b s c h w'],
           layers: tuple = (4, 11, 17),   # each asked for alone
           rounds: int = 3,
-          n: int = 4096                  # see `bench.matmul_peak`
+          n: int = 4096                  # see `measure.matmul_peak`
           ) -> list:                     # rows of a report
     "Cost of all layers, of one alone, and of the reference's arithmetic, and their ratios."
     every = tuple(range(model.cfg.depth))

@@ -10,7 +10,6 @@ __all__ = ['Cams', 'look_at', 'rays', 'normalise_by_first', 'plucker', 'octaves'
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-import roma
 import torch
 from torch import Tensor
 from jaxtyping import Bool, Float
@@ -142,6 +141,7 @@ def interpolate_cams(cams: Float[Tensor, '*b t 16'],
                      known: Bool[Tensor, '*b t']   # True where the camera is to be kept
                     ) -> Float[Tensor, '*b t 16']:
     "Fill the unknown cameras from their known neighbours: slerp of R, straight line of t and intrinsics, the nearest one beyond the ends."
+    import roma                              # not above: it loads torch's compiler, which takes over a second
     expect(bool(known.any(-1).all()), 'interpolate_cams', 'a known camera in every clip', 'a clip without one', 'mark a frame as known')
     i, n = torch.arange(known.shape[-1], device=known.device), known.shape[-1]
     left = torch.where(known, i, -1).cummax(-1).values

@@ -22,7 +22,6 @@ from ..data.camera import Cams, normalise_by_first, octaves, ray_encoding
 from ..core import Cfg, expect
 from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock, TransformerBlock, Unpatch, Upsample,
                               emb_weight, fold, made_once, modulation, pose_map, pose_maps, turned)
-from ..data.scenes import WORLD_MEAN, WORLD_STD
 
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c054
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class UViTCfg(Cfg):
     dropout: tuple = (0., 0.)        # per level, in the MLP of the T and A blocks
     cond_dropout: float = .1         # share of training clips that do not see their cameras
     fourier: bool = True             # levels are floats (continuous diffusion), else integers
-    mean: tuple = WORLD_MEAN         # of the data set, RGB in [0, 1]
-    std: tuple = WORLD_STD
+    mean: tuple = (.443, .424, .411) # of the data set, RGB in [0, 1]; these are of the rooms of `data.scenes`
+    std: tuple = (.136, .142, .155)
 
     def __post_init__(self):
         L = len(self.channels)

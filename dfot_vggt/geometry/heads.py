@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 
-import roma
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,6 +24,7 @@ from ..core import Cfg, expect
 # %% ../../nbs/geometry/01_heads.ipynb #30c008
 def encode_pose(cams: Float[Tensor, '*b 16']) -> Float[Tensor, '*b 9']:
     "Translation, quaternion xyzw with w >= 0, vertical and horizontal field of view (radians). The principal point is dropped."
+    import roma                              # not above: it loads torch's compiler, which takes over a second
     c = Cams(cams)
     q = roma.rotmat_to_unitquat(c.R)
     q = torch.where(q[..., 3:] < 0, -q, q)
@@ -33,6 +33,7 @@ def encode_pose(cams: Float[Tensor, '*b 16']) -> Float[Tensor, '*b 9']:
 
 def decode_pose(code: Float[Tensor, '*b 9']) -> Float[Tensor, '*b 16']:
     "The camera that nine numbers mean: quaternions of any length; a field of view is kept between 0.01 and pi - 0.01."
+    import roma                              # not above: it loads torch's compiler, which takes over a second
     t, q, fov = code.split((3, 4, 2), -1)
     f = .5/torch.tan(fov.clamp(.01, pi - .01)/2)
     intr = torch.cat([f.flip(-1), torch.full_like(f, .5)], -1)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import roma
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,6 +36,7 @@ def rotation_error(cams: Float[Tensor, '*b s 16'],         # predicted
                    truth: Float[Tensor, '*b s 16'],
                   ) -> Float[Tensor, '*b s-1']:            # degrees
     "Angle between predicted and true orientation of frames 1.., each relative to frame 0 of its clip."
+    import roma                              # not above: it loads torch's compiler, which takes over a second
     a, b = (Cams(normalise_by_first(_clip(x, truth))[..., 1:, :].double()).R for x in (cams, truth))
     return roma.rotmat_geodesic_distance(a, b).rad2deg().to(truth.dtype)
 
@@ -78,6 +78,7 @@ def align(points: Float[Tensor, '*b p 3'],       # of a prediction
           truth: Float[Tensor, '*b p 3'],        # the same points, in the world to go to
          ) -> Similarity:
     "The similarity that brings `points` closest to `truth` in least squares (Umeyama, eq. 40-42). Scale 0 where all points are one."
+    import roma                              # not above: it loads torch's compiler, which takes over a second
     expect(points.shape == truth.shape, 'points', f'the shape of the truth {tuple(truth.shape)}', tuple(points.shape), 'pair them up first')
     expect(points.shape[-2] >= 3, 'points', 'at least 3 pairs (p)', points.shape[-2], 'add frames or points')
     expect(bool((points.isfinite() & truth.isfinite()).all()), 'points', 'finite numbers', 'NaN or infinity', 'leave those pairs out')
@@ -154,6 +155,7 @@ def write_colmap(folder,
                  size: tuple,                       # (h, w) of the images in pixels
                  names: list | None = None):        # of the image files; None: frame_0000.png, ...
     """`cameras.txt`, `images.txt`, `points3D.txt` of a sparse COLMAP model; `cameras.txt` appears last, when the others are complete."""
+    import roma                              # not above: it loads torch's compiler, which takes over a second
     c, (h, w), s = Cams(cams.detach().cpu().double()), size, len(cams)
     names = names or [f'frame_{i:04}.png' for i in range(s)]
     _whole(cloud)

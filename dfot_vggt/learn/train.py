@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import Cfg, device, expect, half_is_fast, load_report, read_tensors, rng, sole, write_aside
+from ..core import Cfg, contents, device, expect, half_is_fast, load_report, read_tensors, rng, sole, write_aside
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
@@ -257,11 +257,11 @@ def _train(model, loss_fn, batches, cfg, folder, observers, acc) -> list[dict]:
 # %% ../../nbs/learn/01_train.ipynb #40c056
 def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
     "Make the folder this run's own; a folder that was started with other settings is refused (only `steps` may grow)."
-    path, new = folder/'config.yaml', cfg.to_dict()
+    path, new = folder/'config.yaml', contents(cfg)
     if acc.is_main_process and not path.exists(): cfg.save(path)
     acc.wait_for_everyone()
-    old = type(cfg)().to_dict() | OmegaConf.to_container(OmegaConf.load(path))      # settings younger than the run: their defaults
-    changed = {k: (old.get(k), v) for k, v in new.items() if k not in ('_target_', 'steps') and old.get(k) != v}
+    old = contents(type(cfg)().to_dict() | OmegaConf.to_container(OmegaConf.load(path)))      # settings younger than the run: their defaults
+    changed = {k: (old.get(k), new.get(k)) for k in old | new if k not in ('_target_', 'steps') and old.get(k) != new.get(k)}
     expect(not changed, str(path), {k: o for k, (o, _) in changed.items()}, {k: n for k, (_, n) in changed.items()},
            'train into another folder, or remove this one')
     expect(old['steps'] <= cfg.steps, str(path), f"at least {old['steps']} steps", cfg.steps, 'the number of steps may only grow')
