@@ -36,7 +36,7 @@ from ..learn.metrics import Table, copy_last, evaluate, mean_colour, psnr
 from ..learn.metrics import table as scores
 from ..learn.recipes import diff, shipped_base, table, tiny_control
 from ..learn.runs import feature_cache, injector, learner, load_run, sight, train_run
-from ..denoiser.rollout import rollout, step
+from ..denoiser.rollout import next_frames, rollout
 from ..geometry.feature_cache import FeatureCache
 from ..show import Fig, lines, show_cams, show_clip, show_pca, video_tag
 from ..denoiser.tasks import ASKED, GIVEN
@@ -144,8 +144,8 @@ def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch
     latents = probe.geometry.latents[0]
     look = LevelExplorer(video[0], activations(base, diffusion, video[0], probe.cams[0]))
     seen, guidance = [], HistoryGuidance.vanilla(1.5)
-    step(base, diffusion, video[:1, :4], probe.cams[:1], steps=study.steps, guidance=guidance,
-         on_step=lambda d: seen.append(d.x0[0, 4:]))
+    next_frames(base, diffusion, video[:1, :4], probe.cams[:1], steps=study.steps, guidance=guidance,
+                on_step=lambda d: seen.append(d.x0[0, 4:]))
     strip = base.denormalise(torch.stack(seen)[[0, len(seen)//2, -1]]).clamp(0, 1)
     return [
         ('The world',
