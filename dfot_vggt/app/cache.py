@@ -95,7 +95,8 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file that 
     pruned, planned = partial(_prune, also=also.split(',') if also else (), only_look=plan), partial(_plan, rate=rate)
     each = (planned, plan and not prune), (_verify, verify), (_repair, repair), (pruned, prune)
     asked = [do for do, wanted in each if wanted] or [_fill]
-    if len(asked) > 1: raise SystemExit(f'dfot_cache: expected one of --plan, --verify, --repair, --prune, got {len(asked)}; call it twice')
+    one = 'expected one of --plan, --verify, --repair, --prune'
+    if len(asked) > 1: raise SystemExit(f'dfot_cache: {one}, got {len(asked)}; call it twice')
     from dfot_vggt.learn.config import RunCfg
     from dfot_vggt.learn.recipes import recipe_of
     run = recipe_of(recipe)

@@ -12,12 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 
 # %% ../../nbs/app/00_names.ipynb #60c008
-RECIPE_NAMES = ('tiny_base', 'shipped_base', 'tiny_discrete', 'tiny_vggt', 'tiny_control', 'tiny_tokens', 'tiny_tokens_full', 'tiny_memory',
-                'tiny_align', 'tiny_all', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory',
-                're10k_align')                                                                # of `learn.recipes.RECIPES`, in order
-MODEL_NAMES = ('tiny_base', 'tiny_control', 'tiny_memory', 'tiny_tokens')                     # denoisers whose weights ship in the package
-GUIDANCE_NAMES = ('conditional', 'stabilized_conditional', 'vanilla', 'stabilized_vanilla', 'fractional', 'stabilized_fractional',
-                  'temporal', 'custom')                                                       # schemes of `denoiser.guidance`
+RECIPE_NAMES = (                                   # of `learn.recipes.RECIPES`, in its order
+    'tiny_base', 'shipped_base', 'tiny_discrete', 'tiny_vggt', 'tiny_control', 'tiny_tokens', 'tiny_tokens_full',
+    'tiny_memory', 'tiny_align', 'tiny_all', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory',
+    're10k_align')
+MODEL_NAMES = (                                    # denoisers whose weights ship in the package
+    'tiny_base', 'tiny_control', 'tiny_memory', 'tiny_tokens')
+GUIDANCE_NAMES = (                                 # schemes of `denoiser.guidance`
+    'conditional', 'stabilized_conditional', 'vanilla', 'stabilized_vanilla', 'fractional', 'stabilized_fractional',
+    'temporal', 'custom')
 
 # %% ../../nbs/app/00_names.ipynb #60c00c
 def check_name(what: str,                       # the argument, as the message calls it
@@ -28,5 +31,6 @@ def check_name(what: str,                       # the argument, as the message c
     "Raise `SystemExit` with the nearest name, unless `name` is known, or is a path by its form or on this disk."
     if name in names or path and (re.search(path, name) or Path(name).exists()): return
     near = get_close_matches(name, names, 1)
-    raise SystemExit(f"{what}: expected one of {', '.join(names)}{f', or {called}' if path else ''}, got {name!r}; correct the name"
-                     + (f'; did you mean {near[0]!r}?' if near else ''))
+    expected = ', '.join(names) + (f', or {called}' if path else '')
+    meant = f'; did you mean {near[0]!r}?' if near else ''
+    raise SystemExit(f'{what}: expected one of {expected}, got {name!r}; correct the name{meant}')

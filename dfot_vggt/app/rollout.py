@@ -33,8 +33,8 @@ def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a 
                  fps: int = 8,                 # of the video
                  crf: int = 18):               # its quality: 0 best, 51 worst
     """Roll out a long video from one image along given cameras; it can be played while it grows, stopped and gone on with.
-    Assets are tiny_base, tiny_control, tiny_memory, tiny_tokens. Guidance is one of conditional, stabilized_conditional, vanilla,
-    stabilized_vanilla, fractional, stabilized_fractional, temporal, custom, with its numbers as arguments.
+    Assets are tiny_base, tiny_control, tiny_memory, tiny_tokens. Guidance is one of conditional, stabilized_conditional,
+    vanilla, stabilized_vanilla, fractional, stabilized_fractional, temporal, custom, with its numbers as arguments.
     Examples: `dfot_rollout --clip data/re10k/test/5c3af581028068a3 --model kiwhansong/DFoT --density .08 --out runs/walk`;
     `dfot_rollout --image room.png --cams walk.txt --frames 200 --guidance 'stabilized_vanilla(4, .02)' --between 'vanilla(1.5)'`."""
     check_name('--model', model, MODEL_NAMES, r'[^\w-]', "a run's folder, a checkpoint file or a Hub repository")

@@ -25,6 +25,7 @@ def dfot_train(recipe: str,             # name of a recipe, or a YAML file that 
     from dfot_vggt.learn.train import Progress
     run = recipe_of(recipe)
     if steps: run = run.replace(train=run.train.replace(steps=steps))
-    try: _, log = train_run(run, folder or Path(root)/(recipe if recipe in RECIPES else run.name), root, (Progress(run.name),))
+    folder = folder or Path(root)/(recipe if recipe in RECIPES else run.name)
+    try: _, log = train_run(run, folder, root, (Progress(run.name),))
     except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
     print(f"{run.name}: {len(log)} steps, loss {sum(r['loss'] for r in log[-50:])/len(log[-50:]):.4f}")
