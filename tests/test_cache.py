@@ -7,7 +7,10 @@ import pytest
 import torch
 from conftest import ROOT
 from dfot_vggt.geometry.manifest import fill
-from dfot_vggt.learn.recipes import FiniteWindows, WorldCfg, feature_cache, tiny_control
+from dfot_vggt.learn.config import WorldCfg
+from dfot_vggt.learn.losses import FiniteWindows
+from dfot_vggt.learn.recipes import tiny_control
+from dfot_vggt.learn.runs import feature_cache
 from dfot_vggt.geometry.feature_cache import FORMAT, CacheCfg
 
 RUN = tiny_control().replace(name='mini', world=WorldCfg(rooms=3, test_rooms=1, frames=24), finite=96)       # 6 shards
@@ -17,7 +20,8 @@ import os, sys
 import torch
 from dfot_vggt.core import build
 from dfot_vggt.geometry.manifest import fill
-from dfot_vggt.learn.recipes import FiniteWindows, feature_cache
+from dfot_vggt.learn.losses import FiniteWindows
+from dfot_vggt.learn.runs import feature_cache
 
 recipe, root = sys.argv[1:]
 run = build(recipe)

@@ -1,13 +1,16 @@
 "Commands as a user types them: what is wrong is said in one clear message, the exit code is not 0, nothing half-written is left."
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 
 import pytest
 import torch
 from conftest import ROOT
 from dfot_vggt.core import build
-from dfot_vggt.learn.recipes import WorldCfg, tiny_base
+from dfot_vggt.learn.config import WorldCfg
+from dfot_vggt.learn.recipes import tiny_base
 from dfot_vggt.data.scenes import make_re10k
 from dfot_vggt.app.compare import StudyCfg
+from dfot_vggt.app.study import dfot_study
+from dfot_vggt.app.train import dfot_train
 
 def run(cwd, *args):
     "`python -m dfot_vggt.<args>`: exit code and the last lines it printed."
@@ -23,26 +26,26 @@ def saved(folder, cfg, name, *change):
     return name
 
 def test_training_from_a_yaml_file_and_its_record(tmp_path):
-    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml'), '--steps', '2')
+    code, out = run(tmp_path, 'dfot_vggt.app.train', saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml'), '--steps', '2')
     assert code == 0 and 'mini: 2 steps' in out, out
     kept = build(tmp_path/'runs'/'mini'/'recipe.yaml')
     assert kept.world == MINI.world and kept.train.steps == 2, 'the record builds the run again'
-    assert type(kept).__module__ == 'dfot_vggt.learn.recipes', 'although the module ran as __main__'
+    assert type(kept).__module__ == 'dfot_vggt.learn.config', 'where it can be imported from'
 
 @pytest.mark.parametrize('module,args,says', [
-    ('dfot_vggt.learn.recipes', ['tiny_bse'], 'tiny_base'),
-    ('dfot_vggt.learn.recipes', ['absent.yaml'], 'absent.yaml'),
-    ('dfot_vggt.app.compare', ['--config', 'absent.yaml'], 'absent.yaml'),
-    ('dfot_vggt.app.generate', ['--model', 'tiny_bse'], 'tiny_bse'),
-    ('dfot_vggt.app.generate', ['--model', 'absent.ckpt'], 'absent.ckpt'),
-    ('dfot_vggt.app.generate', ['--clip', 'absent/test/room'], 'absent'),
-    ('dfot_vggt.app.generate', ['--image', 'absent.png', '--cams', 'absent.txt'], 'absent.png')])
+    ('dfot_vggt.app.train', ['tiny_bse'], 'tiny_base'),
+    ('dfot_vggt.app.train', ['absent.yaml'], 'absent.yaml'),
+    ('dfot_vggt.app.study', ['--config', 'absent.yaml'], 'absent.yaml'),
+    ('dfot_vggt.app.rollout', ['--model', 'tiny_bse'], 'tiny_bse'),
+    ('dfot_vggt.app.rollout', ['--model', 'absent.ckpt'], 'absent.ckpt'),
+    ('dfot_vggt.app.rollout', ['--clip', 'absent/test/room'], 'absent'),
+    ('dfot_vggt.app.rollout', ['--image', 'absent.png', '--cams', 'absent.txt'], 'absent.png')])
 def test_a_wrong_name(tmp_path, module, args, says):
     code, out = run(tmp_path, module, *args)
     assert code != 0 and says in out and 'Traceback' not in out, out
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('module,option', [('dfot_vggt.learn.recipes', []), ('dfot_vggt.app.compare', ['--config'])])
+@pytest.mark.parametrize('module,option', [('dfot_vggt.app.train', []), ('dfot_vggt.app.study', ['--config'])])
 def test_a_config_key_that_does_not_exist(tmp_path, module, option):
     cfg = MINI if not option else StudyCfg()
     code, out = run(tmp_path, module, *option, saved(tmp_path, cfg, 'slip.yaml', 'warmup:', 'warmpu:'))
@@ -51,7 +54,7 @@ def test_a_config_key_that_does_not_exist(tmp_path, module, option):
 
 def test_a_config_that_names_foreign_code_runs_nothing(tmp_path):
     (tmp_path/'evil.yaml').write_text('_target_: os.system\ncommand: touch exploded\n')
-    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', 'evil.yaml')
+    code, out = run(tmp_path, 'dfot_vggt.app.train', 'evil.yaml')
     assert code != 0 and 'os.system' in out and [p.name for p in tmp_path.iterdir()] == ['evil.yaml'], out
 
 def damage(folder):
@@ -70,22 +73,22 @@ def test_a_damaged_world(tmp_path, what):
     act()
     yaml = saved(tmp_path, MINI.replace(train=MINI.train.replace(precision='no')), 'run.yaml')
     if what == 'a missing video':                      # worlds are rendered: what is missing is made again
-        code, out = run(tmp_path, 'dfot_vggt.learn.recipes', yaml, '--steps', '1')
+        code, out = run(tmp_path, 'dfot_vggt.app.train', yaml, '--steps', '1')
         assert code == 0 and (folder/'training_64'/'room000001.npz').exists(), out
         return
-    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', yaml, '--steps', '1')
+    code, out = run(tmp_path, 'dfot_vggt.app.train', yaml, '--steps', '1')
     assert code != 0 and names in out and 'Traceback' not in out, out
     assert not list((tmp_path/'runs').rglob('*.tmp*')) and not list((tmp_path/'runs').rglob('*.safetensors'))
 
 def test_a_base_that_does_not_fit(tmp_path):
     (tmp_path/'base.safetensors').write_bytes(b'12345678 not tensors')
     run_cfg = MINI.replace(base='base.safetensors', train=MINI.train.replace(precision='no'))
-    code, out = run(tmp_path, 'dfot_vggt.learn.recipes', saved(tmp_path, run_cfg, 'run.yaml'), '--steps', '1')
+    code, out = run(tmp_path, 'dfot_vggt.app.train', saved(tmp_path, run_cfg, 'run.yaml'), '--steps', '1')
     assert code != 0 and 'base.safetensors' in out and 'Traceback' not in out, out
 
 def test_a_rollout_and_its_continuation(tmp_path):
     make_re10k(tmp_path/'rooms', 'test', 1, frames=12)
-    args = ['dfot_vggt.app.generate', '--clip', 'rooms/test/room000000', '--frames', '7', '--density', '.5', '--guidance', 'vanilla(1.5)', '--out', 'walk']
+    args = ['dfot_vggt.app.rollout', '--clip', 'rooms/test/room000000', '--frames', '7', '--density', '.5', '--guidance', 'vanilla(1.5)', '--out', 'walk']
     code, out = run(tmp_path, *args, '--steps', '2')
     assert code == 0 and '7 frames: walk/room000000.mp4' in out and 'step' in out, out
     assert json.loads((tmp_path/'walk'/'settings.json').read_text())['steps'] == 2
@@ -94,6 +97,47 @@ def test_a_rollout_and_its_continuation(tmp_path):
     code, out = run(tmp_path, *args, '--steps', '2')
     assert code == 0 and '7 frames' in out, 'it is done already'
 
-def test_help_of_the_rollout_shows_examples(tmp_path):
-    code, out = run(tmp_path, 'dfot_vggt.app.generate', '--help')
-    assert code == 0 and 'Examples: `dfot_rollout --clip' in ' '.join(out.split()) and 'stabilized_vanilla' in out, out
+def light(cwd, module, *args):
+    "A command up to its end, and whether torch was imported on the way: exit code, what it printed, heavy modules."
+    code = f"""import runpy, sys
+sys.argv[1:] = {list(args)}
+try: runpy.run_module({module!r}, run_name='__main__', alter_sys=True)
+finally: print('heavy:', [m for m in ('torch', 'numpy', 'omegaconf', 'plotly', 'IPython') if m in sys.modules])"""
+    env = dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS='120')
+    p = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert 'Traceback' not in p.stderr and not list(cwd.iterdir()), p.stderr
+    heavy, = re.findall(r'^heavy: (.*)$', p.stdout, re.M)
+    return p.returncode, ' '.join((p.stdout + p.stderr).split()), heavy
+
+LIGHT = [                                          # command, what is typed, exit code, what it must say
+    ('train', ['--help'], 0, 'Train a recipe; continues what it finds in the folder.'),
+    ('train', ['tiny_base', '--hlp'], 2, 'unrecognized arguments: --hlp'),
+    ('train', ['--hlp'], 2, 'the following arguments are required: recipe'),
+    ('train', ['tiny_bse'], 1, "got 'tiny_bse'; correct the name; did you mean 'tiny_base'?"),
+    ('cache', ['--help'], 0, 'dfot_cache re10k_control --finite 65725 --plan'),
+    ('cache', ['tiny_control', '--hlp'], 2, 'unrecognized arguments: --hlp'),
+    ('cache', ['--hlp'], 2, 'the following arguments are required: recipe'),
+    ('cache', ['tiny_contrl'], 1, "got 'tiny_contrl'; correct the name; did you mean 'tiny_control'?"),
+    ('rollout', ['--help'], 0, 'Examples: `dfot_rollout --clip'),
+    ('rollout', ['--help'], 0, 'stabilized_vanilla'),
+    ('rollout', ['--hlp'], 2, 'unrecognized arguments: --hlp'),
+    ('rollout', ['--model', 'tiny_bse'], 1, "got 'tiny_bse'; correct the name; did you mean 'tiny_base'?"),
+    ('rollout', ['--guidance', 'vanila(2)'], 1, "got 'vanila'; correct the name; did you mean 'vanilla'?"),
+    ('rollout', ['--between', 'vanila(2)'], 1, "--between: expected one of conditional"),
+    ('study', ['--help'], 0, 'From nothing to a report'),
+    ('study', ['--hlp'], 2, 'unrecognized arguments: --hlp')]
+
+@pytest.mark.parametrize('name,args,right,says', LIGHT)
+def test_help_and_slips_of_the_keyboard_need_no_torch(tmp_path, name, args, right, says):
+    code, out, heavy = light(tmp_path, f'dfot_vggt.app.{name}', *args)
+    assert (code, heavy) == (right, '[]') and says in out, out
+
+def test_every_command_is_among_them():
+    commands = {p.stem for p in (ROOT/'dfot_vggt'/'app').glob('*.py') if '@call_parse' in p.read_text()}
+    assert commands == {name for name, *_ in LIGHT}, 'a new command: say above what it must answer without torch'
+
+def test_commands_are_ordinary_functions_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match='tiny_base'): dfot_train('tiny_bse')
+    monkeypatch.setattr('sys.argv', ['pytest', '--hlp'])                             # what was typed is not theirs
+    with pytest.raises(SystemExit, match='got no file'): dfot_study(config='absent.yaml')

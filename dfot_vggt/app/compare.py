@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['short_control', 'StudyCfg', 'closed_walks', 'elsewhere', 'contest', 'as_html', 'write_report', 'probe_of',
-           'show_parts', 'study', 'verdict', 'outcome', 'provenance', 'machine', 'per_walk', 'compare', 'glance',
-           'gains', 'dfot_study']
+           'show_parts', 'study', 'verdict', 'outcome', 'provenance', 'machine', 'compare', 'glance']
 
 # %% ../../nbs/app/05_compare.ipynb #52c030
 import base64
@@ -18,7 +17,6 @@ from html import escape
 from pathlib import Path
 
 import torch
-from fastcore.script import call_parse
 from IPython.display import HTML
 from jaxtyping import Float
 from PIL import Image
@@ -26,17 +24,19 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from ..data.clips import Batch, Clips, Window
-from ..inject.controlnet import Probe, checklist, no_leak
-from ..core import Cfg, build, device, expect, rng, write_aside
+from ..core import Cfg, commit, device, expect, rng, write_aside
 from ..denoiser.diffusion import Diffusion, make_diffusion
 from ..widgets.level_explorer import LevelExplorer, activations
 from ..denoiser.guidance import HistoryGuidance, draw_guidance
-from ..inject.injector import Guide, Injected, other_scene
-from ..learn.metrics import Table, copy_last, evaluate, mean_colour, psnr, revisit_error, revisits
+from ..inject.checks import Probe, checklist, no_leak
+from ..inject.injector import Guide, Injected
+from ..learn.ablate import other_scene, per_walk
+from ..learn.config import RunCfg, WorldCfg
+from ..learn.metrics import Table, copy_last, evaluate, mean_colour, psnr
 from ..learn.metrics import table as scores
-from ..learn.recipes import (RunCfg, WorldCfg, commit, diff, feature_cache, injector, learner, load_run, shipped_base, sight, table,
-                               tiny_control, train_run)
-from ..denoiser.rollout import rollout, step
+from ..learn.recipes import diff, shipped_base, table, tiny_control
+from ..learn.runs import feature_cache, injector, learner, load_run, sight, train_run
+from ..denoiser.rollout import next_frames, rollout
 from ..geometry.feature_cache import FeatureCache
 from ..show import Fig, lines, show_cams, show_clip, show_pca, video_tag
 from ..denoiser.tasks import ASKED, GIVEN
@@ -144,8 +144,8 @@ def show_parts(study: StudyCfg, net: Injected, cache: FeatureCache, walks: Batch
     latents = probe.geometry.latents[0]
     look = LevelExplorer(video[0], activations(base, diffusion, video[0], probe.cams[0]))
     seen, guidance = [], HistoryGuidance.vanilla(1.5)
-    step(base, diffusion, video[:1, :4], probe.cams[:1], steps=study.steps, guidance=guidance,
-         on_step=lambda d: seen.append(d.x0[0, 4:]))
+    next_frames(base, diffusion, video[:1, :4], probe.cams[:1], steps=study.steps, guidance=guidance,
+                on_step=lambda d: seen.append(d.x0[0, 4:]))
     strip = base.denormalise(torch.stack(seen)[[0, len(seen)//2, -1]]).clamp(0, 1)
     return [
         ('The world',
@@ -246,14 +246,6 @@ def machine() -> str:
     return f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device()}'
 
 # %% ../../nbs/app/05_compare.ipynb #52c051
-def per_walk(video: Float[Tensor, 'b t c h w'], walks: Batch, given: int = 1) -> dict:
-    "Plain numbers: 'PSNR', a list per walk, of frames; 'revisit PSNR', 'revisit corr'; 'own revisit ...': of places that were generated."
-    out = {'PSNR': psnr(video, walks.video)[:, given:].tolist()}
-    pairs = revisits(walks.cams[0])
-    for name, some in (('revisit', [p for p in pairs if p[0] < given]), ('own revisit', [p for p in pairs if p[0] >= given])):
-        if some: out |= {f'{name} {k}': revisit_error(video, some)[m].mean(1).tolist() for k, m in (('PSNR', 'psnr'), ('corr', 'corr'))}
-    return out
-
 def compare(cfg: StudyCfg,                     # `cfg.run`: a run with parts
             folder,                            # where it was trained
             root='runs',                       # where worlds are kept
@@ -282,24 +274,3 @@ def glance(videos: dict,          # {contestant: 'b t 3 h w'}
     "A walk to look at: a row for the truth and one per contestant."
     rows = {'truth': walks.video, **videos}
     return show_clip(torch.stack([v[walk, ::every].clamp(0, 1) for v in rows.values()]), [*rows], scale=2)
-
-def gains(record: dict,                        # of `compare`
-          name: str,                           # a contestant ...
-          than: str = 'baseline',              # ... against another
-          spans: tuple = ((1, 4), (5, 12), (13, 28), (29, 32), (33, 40))) -> dict:   # frames, first and last, whose PSNR is averaged
-    "`{what: difference of every walk, 'b'}`: PSNR over spans of frames and over one round, and what is left of places."
-    a, b = ({k: torch.tensor(v) for k, v in record['per_walk'][n].items()} for n in (name, than))
-    d, once = {k: a[k] - b[k] for k in a}, len(record['results'][name]['frames'])
-    per_frame = d.pop('PSNR')
-    n = per_frame.shape[1]
-    parts = {f'PSNR, frames {i} to {min(j, n)}': per_frame[:, i - 1:j].mean(1) for i, j in ((1, once), *spans) if i <= n}
-    return parts | d
-
-# %% ../../nbs/app/05_compare.ipynb #52c020
-@call_parse
-def dfot_study(config: str = '',             # a study.yaml; '' is the embedded default
-               folder: str = 'runs/study',   # where report.html and results.json go
-               root: str = 'runs'):          # where rooms and features are kept
-    "From nothing to a report: rooms, features, a ControlNet, rollouts over walks that return, metrics."
-    try: study(build(config) if config else StudyCfg(), folder, root)
-    except (ValueError, KeyError, TypeError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_study: {e}')
