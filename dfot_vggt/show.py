@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'ROLES', 'HOUSE', 'pixels', 'Picture', 'picture', 'show_clip', 'video_tag', 'diverge', 'show_maps',
-           'pca_rgb', 'show_pca', 'Fig', 'fig', 'colours', 'f32', 'lines', 'frustum', 'show_cams']
+           'pca_rgb', 'show_pca', 'Fig', 'fig', 'colours', 'f32', 'lines', 'frustum', 'show_cams', 'draw_caught']
 
 # %% ../nbs/02_show.ipynb #02c072
 import base64
@@ -253,3 +253,13 @@ def show_cams(cams: Float[Tensor, 't 16'],                 # a walk
     eye = dict(up=dict(x=0, y=-1, z=0), eye=dict(x=-.7, y=-.9, z=-1.3))
     return fig(traces, height=420, margin=dict(l=0, r=0, t=10, b=0), showlegend=False,
                scene=dict(aspectmode='data', camera=eye, xaxis=axis, yaxis=axis, zaxis=axis))
+
+# %% ../nbs/02_show.ipynb #02c0c2
+def draw_caught(caught: dict) -> Fig:     # {fault, in words: {check: complaints}}
+    "Which check catches which fault: a row per fault, a column per check, coloured where it complains."
+    checks = list(dict.fromkeys(check for found in caught.values() for check in found))
+    told = [[found.get(check, []) for check in checks] for found in caught.values()]
+    return fig(go.Heatmap(z=[[min(1, len(t)) for t in row] for row in told], x=checks, y=list(caught), xgap=2, ygap=2, showscale=False,
+                          zmin=0, zmax=1, colorscale=[[0, '#eeeeee'], [1, '#D55E00']],
+                          text=[['; '.join(t[:2]) for t in row] for row in told], hoverinfo='text'),
+               yaxis_autorange='reversed', height=110 + 18*len(caught), margin_l=370, title='Which check catches which fault')

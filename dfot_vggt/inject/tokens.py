@@ -4,23 +4,23 @@
 
 # %% auto #0
 __all__ = ['Places', 'lattice', 'gaze', 'RayAttention', 'even', 'PerceiverBlock', 'GatedCrossAttention', 'TokenCfg',
-           'TokenInjector', 'read_maps', 'hear_maps', 'addressed', 'centroid', 'in_line']
+           'TokenInjector', 'read_maps', 'hear_maps']
 
 # %% ../../nbs/inject/02_tokens.ipynb #33c004
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.camera import Cams, ray_encoding
-from .controlnet import Probe, awake
-from ..core import Cfg, expect, rng
+from .injector import Injector, Probe
+from ..core import Cfg, expect
 from ..geometry.features import EMPTY, Geometry
 from ..denoiser.layers import RMSNorm, zero_init
 from ..denoiser.uvit import PoseCond, UViT3DPose
@@ -113,16 +113,16 @@ class PerceiverBlock(nn.Module):
     "One round: tokens look at what VGGT says, then think."
     def __init__(self, width: int, heads: int, place: int):
         super().__init__()
-        self.look, self.out = RayAttention(width, width, heads, place), nn.Linear(width, width)
+        self.attn, self.out = RayAttention(width, width, heads, place), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.SiLU(), nn.Linear(4*width, width))
 
     def attention(self, z: Float[Tensor, 'b n d'], at_z: Float[Tensor, 'b n r'],       # tokens, their places
                   y: Float[Tensor, 'b m d'], at_y: Float[Tensor, 'b m r']) -> tuple:   # what is read, and its places
         "Queries, keys, values."
-        return self.look.queries(even(z), self.look.at(at_z)), *self.look.keys_values(y, self.look.at(at_y))
+        return self.attn.queries(even(z), self.attn.at(at_z)), *self.attn.keys_values(y, self.attn.at(at_y))
 
     def forward(self, z, at_z, y, at_y, there) -> Float[Tensor, 'b n d']:
-        z = z + self.out(self.look(*self.attention(z, at_z, y, at_y), there))
+        z = z + self.out(self.attn(*self.attention(z, at_z, y, at_y), there))
         return z + self.mlp(even(z))
 
 class GatedCrossAttention(nn.Module):
@@ -131,20 +131,20 @@ class GatedCrossAttention(nn.Module):
                  emb: int,               # width of the noise embedding
                  width: int, heads: int, place: int):
         super().__init__()
-        self.look = RayAttention(c, width, heads, place)
+        self.attn = RayAttention(c, width, heads, place)
         self.noise, self.out = zero_init(nn.Linear(emb, width)), zero_init(nn.Linear(width, c))
 
     def queries(self, h: Float[Tensor, 'f c h w'], at: Float[Tensor, 'b m d'], t: int) -> Float[Tensor, 'b k n d2']:
         "Queries of all patches of a clip; branches n follow one another: m = (t h w), n = (branches t h w)."
         x = even(rearrange(h, '(b n t) c h w -> b (n t h w) c', b=len(at), t=t))
-        return self.look.queries(x, at.repeat(1, x.shape[1]//at.shape[1], 1))
+        return self.attn.queries(x, at.repeat(1, x.shape[1]//at.shape[1], 1))
 
     def forward(self, h: Float[Tensor, 'f c h w'],         # f = (b branches t)
                 noise: Float[Tensor, 'bn t e'],            # embedding of the noise levels, a row per branch
                 at, k, v                                   # `TokenInjector.prepared`
                 ) -> Float[Tensor, 'f c h w']:
         t, (hh, ww) = noise.shape[1], h.shape[-2:]
-        seen = rearrange(self.look(self.queries(h, at, t), k, v), 'b (n t m) d -> (b n) t m d', t=t, m=hh*ww)
+        seen = rearrange(self.attn(self.queries(h, at, t), k, v), 'b (n t m) d -> (b n) t m d', t=t, m=hh*ww)
         said = self.out(seen*(1 + self.noise(noise.float()))[:, :, None])
         return h + rearrange(said, 'n t (h w) c -> (n t) c h w', h=hh).to(h.dtype)
 
@@ -160,42 +160,29 @@ class TokenCfg(Cfg):
     rounds: int = 2      # of reading
     freqs: int = 4       # octaves of the rays
 
-class TokenInjector(nn.Module):
+class TokenInjector(Injector):
     "Tokens of every frame read VGGT's known frames; every middle block's patches look at the tokens."
     def __init__(self, base: UViT3DPose,       # is frozen and put in eval mode here; not among this module's parameters
                  cfg: TokenCfg):
-        super().__init__()
+        super().__init__(base)
         c, d, r = base.cfg, cfg.width, cfg.rounds
         expect(c.blocks[-1] != 'R', 'TokenInjector', "a middle of transformer blocks ('T' or 'A')", c.blocks,
                'use a ControlNet for this base')
         expect(r > 0 and d % cfg.heads == 0, 'TokenCfg', 'at least one round, and heads that divide the width', (r, d, cfg.heads),
                'change them')
-        self.cfg, self._base = cfg, (base.requires_grad_(False).eval(),)      # in a tuple: not in state_dict, optimizer or EMA
+        self.cfg = cfg
         self.places = Places(cfg.freqs, c.frames)
         place = self.places.width
         self.query, self.nothing = nn.Parameter(.1*torch.randn(cfg.tokens, d)), nn.Parameter(torch.randn(d))
         self.patch, self.camera, self.where = (nn.Linear(n, d) for n in (cfg.latent, cfg.camera, place))
         nn.init.normal_(self.where.weight, std=.3)                            # a place about as long as a content
         self.rounds = nn.ModuleList(PerceiverBlock(d, cfg.heads, place) for _ in range(r))
-        self.hear = nn.ModuleList(GatedCrossAttention(c.channels[-1], c.emb, d, cfg.heads, place) for _ in range(c.mid))
-
-    @property
-    def base(self) -> UViT3DPose: return self._base[0]
+        self.cross = nn.ModuleList(GatedCrossAttention(c.channels[-1], c.emb, d, cfg.heads, place) for _ in range(c.mid))
 
     @property
     def outlets(self) -> tuple:
         "Taps of the base that receive control: every middle block."
-        return tuple(f'mid.{j}' for j in range(len(self.hear)))
-
-    def forward(self, x: Float[Tensor, 'b t c h w'],           # noisy frames, normalised
-                noise_levels: Float[Tensor, 'b t'],            # as the base sees them
-                cams: Float[Tensor, 'b t 16'],                 # of the window
-                cond: PoseCond | Float[Tensor, 'b t r h2 w2'] | None,     # what the base gets; not read: rays are made of `cams`
-                geometry: Geometry | None,                     # of the known frames; None: no control
-                cond_mask: Bool[Tensor, 'b'] | None = None     # True: hide the cameras of this clip
-                ) -> dict:                                     # {tap: h -> h}
-        "The control of one call; for many calls on one window see `window`."
-        return {} if geometry is None else self.window(cams, cond, geometry)(x, noise_levels, cond_mask)
+        return tuple(f'mid.{j}' for j in range(len(self.cross)))
 
 # %% ../../nbs/inject/02_tokens.ipynb #33c077
 @patch
@@ -227,7 +214,7 @@ def prepared(self: TokenInjector, cams, geometry, blind: bool = False) -> list:
     (*_, z), at = self.tokens(cams, geometry, blind)
     side = self.base.cfg.grid(self.base.cfg.levels - 1)
     at_h = self.places(cams, cams[:, :1], _numbers(cams), (side, side), blind)
-    return [(m.look.at(at_h), *m.look.keys_values(even(z), m.look.at(at))) for m in self.hear]
+    return [(m.attn.at(at_h), *m.attn.keys_values(even(z), m.attn.at(at))) for m in self.cross]
 
 @patch
 def _check(self: TokenInjector, cams, g):
@@ -258,7 +245,7 @@ def window(self: TokenInjector, cams, cond, geometry) -> Callable | None:
             hidden[:] = hidden or self.prepared(cams, geometry, True)
             def pick(a, b): return torch.where(cond_mask.view(-1, *[1]*(a.ndim - 1)), a.repeat_interleave(n, 0), b.repeat_interleave(n, 0))
             now = [tuple(map(pick, *both)) for both in zip(hidden, seeing)]
-        return {tap: partial(_hear, m, noise, one) for tap, m, one in zip(self.outlets, self.hear, now)}
+        return {tap: partial(_hear, m, noise, one) for tap, m, one in zip(self.outlets, self.cross, now)}
     return fn
 
 def _hear(m, noise, once, h): return m(h, noise, *once)
@@ -271,7 +258,7 @@ def read_maps(net: TokenInjector, cams: Float[Tensor, 'b t 16'], geometry: Geome
     y, at_y, there = net.sources(cams, geometry)
     s, h, w = (geometry.latents.shape[i] for i in (1, 3, 4))
     q, k, _ = net.rounds[-1].attention(z[-2], at, y, at_y)
-    shares = net.rounds[-1].look.shares(q, k, there)[..., :s*h*w]
+    shares = net.rounds[-1].attn.shares(q, k, there)[..., :s*h*w]
     return rearrange(shares, 'b (t p) (s h w) -> b t p s h w', t=cams.shape[1], s=s, h=h)
 
 @torch.no_grad()
@@ -284,66 +271,6 @@ def hear_maps(net: TokenInjector, probe: Probe, tap: str = 'mid.0') -> Float[Ten
         return hear(h)
     probe.base(net, control=control | {tap: listen})
     at, k, _ = net.prepared(probe.cams, probe.geometry)[net.outlets.index(tap)]
-    m = net.hear[net.outlets.index(tap)]
-    shares = m.look.shares(m.queries(heard[0], at, t), k)
+    m = net.cross[net.outlets.index(tap)]
+    shares = m.attn.shares(m.queries(heard[0], at, t), k)
     return rearrange(shares, 'b (t h w) (f p) -> b t h w f p', t=t, f=t, h=heard[0].shape[-2])
-
-# %% ../../nbs/inject/02_tokens.ipynb #33c007
-@torch.no_grad()
-def addressed(net: TokenInjector, probe: Probe) -> list:
-    "Awake, who changes what? Clip 0 of the probe must know two frames or more; it is clip 0 that is asked."
-    g, cams = probe.geometry, probe.cams
-    swap, rows = [1, 0, *range(2, g.index.shape[1])], probe.x.shape[1]
-    Q, _ = torch.linalg.qr(torch.randn(3, 3, generator=rng('world')).to(cams))
-    def moved(world): c = Cams(world); return Cams.make(c.intr, c.R @ (Q*Q.det()), c.t + c.R @ Q[0]).data
-    def padded(i): return replace(g.each(lambda x: torch.cat((x, x[:, i:i + 1]), 1)), index=F.pad(g.index, (0, 1), value=EMPTY))
-    def rolled(g): return replace(g, latents=g.latents.roll(1, -1))
-    mixed = replace(g, latents=g.latents[:, swap], camera=g.camera[:, swap])
-    hide = torch.ones(len(cams), dtype=torch.bool, device=cams.device)
-    turned = replace(g, cams=moved(torch.where(g.present[..., None], g.cams, cams[:, :1])))
-    must_change = {'patches are not told apart': (dict(), dict(geometry=rolled(g))),
-                   'frames are not told apart': (dict(), dict(geometry=mixed)),
-                   'frames outside the window are not heard': (dict(geometry=g.within(0)), dict(geometry=rolled(g.within(0)))),
-                   'cameras do not matter': (dict(), dict(cams=cams.roll(1, 1)))}
-    may_round = {'the order of slots matters': (dict(), dict(geometry=g.each(lambda x: x.flip(1)))),
-                 'the origin of the world matters': (dict(), dict(cams=moved(cams), geometry=turned))}
-    same_bits = {'empty slots are heard': (dict(geometry=padded(0)), dict(geometry=padded(1))),
-                 'hidden cameras are seen': (dict(hide=hide),
-                                             dict(hide=hide, cams=cams.roll(1, 1), geometry=replace(g, cams=g.cams[:, swap])))}
-    here = probe.base(net, taps=net.outlets)[1]
-    def said(cams=cams, geometry=g, hide=None):
-        return probe.said(net, net(probe.x, probe.noise_levels, cams, None, geometry, hide), here=here)
-    def broken(kind, a, b):
-        off = (a - b).flatten(1).norm(dim=1)/a.flatten(1).norm(dim=1)                                    # of each frame, relative
-        return (off[:rows] < 1e-2).any() if kind is must_change else (off > 1e-3).any() if kind is may_round else not torch.equal(a, b)
-    with awake(net):
-        plain = said()
-        tried = [(kind, what, said(**a) if a else plain, said(**b)) for kind in (must_change, may_round, same_bits)
-                 for what, (a, b) in kind.items()]
-    return [f'{tap}: {what}' for kind, what, a, b in tried for tap in a if broken(kind, a[tap], b[tap])]
-
-def centroid(x: Float[Tensor, '*b h w']) -> Float[Tensor, '*b 2']:
-    "Row and column of the centre of mass of a map, -1..1."
-    def along(x): return (x*torch.linspace(-1, 1, x.shape[-1], device=x.device)).sum(-1)/x.sum(-1)
-    return torch.stack((along(x.sum(-1)), along(x.sum(-2))), -1)
-
-@torch.no_grad()
-def in_line(net: TokenInjector, probe: Probe) -> list:
-    "A fresh branch, awake: touch a quarter of a known frame, and what changes in that frame lies in that quarter."
-    g, wrong = probe.geometry, set()
-    slot, (h, w) = int((g.index[0] >= 0).nonzero()[0]), g.latents.shape[-2:]
-    here = probe.base(net, taps=net.outlets)[1]
-    def said(geometry):
-        each = probe.said(net, probe.control(net, geometry=geometry), here=here)
-        return {tap: c[g.index[0, slot]] for tap, c in each.items()}
-    with awake(net):
-        was = said(g)
-        for up, rows in ((1, slice(h//2)), (-1, slice(h - h//2, h))):
-            for left, columns in ((1, slice(w//2)), (-1, slice(w - w//2, w))):
-                latents = g.latents.clone()
-                part = latents[0, slot, :, rows, columns]
-                part += 3*torch.randn(part.shape, generator=rng('touch', up, left)).to(part)
-                away = torch.tensor([up, left], device=part.device)
-                moved = {tap: centroid((c - was[tap]).norm(dim=0)) for tap, c in said(replace(g, latents=latents)).items()}
-                wrong |= {tap for tap, where in moved.items() if (where*away > -.005).any()}
-    return [f'{tap}: a quarter acts elsewhere' for tap in sorted(wrong)]

@@ -15,6 +15,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..core import commit, device, expect, rng, write_aside
 from ..data.camera import Cams, normalise_by_first
