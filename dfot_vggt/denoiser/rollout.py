@@ -67,7 +67,8 @@ def next_frames(model, diffusion: Diffusion,
     (b, s), n, t = frames.shape[:2], cams.shape[1], model.cfg.frames
     most = t - (s > 0)                           # at least one frame of the past is seen, if there is one
     expect(s < n, 'next_frames', f'cameras of the {s} frames so far and of at least one more', n, 'pass the next camera too')
-    expect(n - s <= most, 'next_frames', f'at most {most} next frames in a window of {t} (t)', n - s, 'call next_frames several times, or rollout')
+    expect(n - s <= most, 'next_frames', f'at most {most} next frames in a window of {t} (t)', n - s,
+           'call next_frames several times, or rollout')
     cut = max(0, n - t)
     real = max(s if given is None else given, cut) - cut
     video = torch.cat([frames[:, cut:], frames.new_zeros(b, n - s, *frames.shape[2:])], 1)

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.camera import Cams, normalise_by_first, octaves, ray_encoding
 from ..core import Cfg, expect
-from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock, TransformerBlock, Unpatch, Upsample,
+from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock, TransformerBlock, Unpatch,
+                                       Upsample,
                               emb_weight, fold, made_once, modulation, pose_map, pose_maps, turned)
 
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c054

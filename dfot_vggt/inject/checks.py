@@ -186,9 +186,9 @@ def centroid(x: Float[Tensor, '*b h w']) -> Float[Tensor, '*b 2']:
     return torch.stack((along(x.sum(-1)), along(x.sum(-2))), -1)
 
 @torch.no_grad()
-def in_line(net: TokenInjector, probe: Probe, touches: int = 4) -> list:
-    """A fresh branch, awake: touch a quarter of a known frame, and what changes in that frame lies towards that quarter. Weights are random, so
-    this holds on average over quarters and touches: along each axis by more than .02 of half the frame."""
+def in_line(net: TokenInjector, probe: Probe, touches: int = 3) -> list:
+    """A fresh branch, awake: touch a quarter of a known frame, and what changes in that frame lies towards that quarter. Weights are
+    random, so this holds on average over quarters and touches: along each axis by more than .02 of half the frame."""
     g = probe.geometry
     slot, (h, w) = int((g.index[0] >= 0).nonzero()[0]), g.latents.shape[-2:]
     here, towards = probe.base(net, taps=net.outlets)[1], {tap: [] for tap in net.outlets}

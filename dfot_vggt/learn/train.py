@@ -260,7 +260,8 @@ def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
     path, new = folder/'config.yaml', contents(cfg)
     if acc.is_main_process and not path.exists(): cfg.save(path)
     acc.wait_for_everyone()
-    old = contents(type(cfg)().to_dict() | OmegaConf.to_container(OmegaConf.load(path)))      # settings younger than the run: their defaults
+    there = OmegaConf.to_container(OmegaConf.load(path))
+    old = contents(type(cfg)().to_dict() | there)                                   # settings younger than the run: their defaults
     changed = {k: (old.get(k), new.get(k)) for k in old | new if k not in ('_target_', 'steps') and old.get(k) != new.get(k)}
     expect(not changed, str(path), {k: o for k, (o, _) in changed.items()}, {k: n for k, (_, n) in changed.items()},
            'train into another folder, or remove this one')
