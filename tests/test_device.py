@@ -4,16 +4,19 @@ from copy import deepcopy
 import pytest
 import torch
 from dfot_vggt.app import compare as study
-from dfot_vggt.learn import metrics, muon, recipes, train as training
+from dfot_vggt.learn import ablate, metrics, muon, runs, train as training
 from dfot_vggt.inject.align import AlignCfg
 from dfot_vggt.data.camera import interpolate_cams, ray_encoding
 from dfot_vggt.data.clips import Batch
 from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.widgets.level_explorer import LevelExplorer, activations
 from dfot_vggt.denoiser.guidance import HistoryGuidance
-from dfot_vggt.inject.injector import Guide, Injected, draw_rivals, heard, other_scene, rivals
+from dfot_vggt.inject.injector import Guide, Injected
+from dfot_vggt.learn.ablate import heard, other_scene, rivals
+from dfot_vggt.learn.config import RunCfg, WorldCfg
+from dfot_vggt.learn.losses import base_loss, injected_loss
 from dfot_vggt.geometry.reconstruct import cloud
-from dfot_vggt.learn.recipes import PARTS, RunCfg, base_loss, injected_loss
+from dfot_vggt.learn.runs import PARTS
 from dfot_vggt.denoiser.rollout import stream
 from dfot_vggt.data.scenes import Room, render, walk
 from dfot_vggt.geometry.feature_cache import CacheCfg
@@ -172,9 +175,9 @@ def test_pictures(here, there):
 @pytest.fixture
 def moved(monkeypatch):
     "All that asks for the device is told of this one, and what trains is there."
-    for module in (recipes, study, training): monkeypatch.setattr(module, 'device', lambda: ELSEWHERE)
-    monkeypatch.setattr(recipes, 'learner', lambda run, make=recipes.learner: afar(make(run)))
-    monkeypatch.setattr(study, 'learner', recipes.learner)
+    for module in (runs, ablate, study, training): monkeypatch.setattr(module, 'device', lambda: ELSEWHERE)
+    monkeypatch.setattr(runs, 'learner', lambda run, make=runs.learner: afar(make(run)))
+    for module in (ablate, study): monkeypatch.setattr(module, 'learner', runs.learner)
     monkeypatch.setattr(training, 'Accelerator', type('Accelerator', (training.Accelerator,), dict(device=ELSEWHERE)))
     monkeypatch.setattr(torch.optim, 'AdamW', type('AdamW', (torch.optim.AdamW,), dict(
         __init__=lambda self, *a, fused=None, init=torch.optim.AdamW.__init__, **kw: init(self, *a, **kw))))       # fused ones know their devices by name
@@ -183,11 +186,11 @@ def moved(monkeypatch):
 
 def test_study_and_comparison(moved, tmp_path):
     run = study.short_control()
-    run = run.replace(world=recipes.WorldCfg(rooms=2, test_rooms=2, frames=16), batch=2, finite=2, train=run.train.replace(steps=2, warmup=1, precision='no'))
+    run = run.replace(world=WorldCfg(rooms=2, test_rooms=2, frames=16), batch=2, finite=2, train=run.train.replace(steps=2, warmup=1, precision='no'))
     mini = study.StudyCfg(run, walks=2, skip=2, steps=2)
     record = study.study(mini, tmp_path/'study', tmp_path)
     record['checks'].pop('same_output')                    # bits: with gradients this device takes an attention apart into other sums
     assert not any(record['checks'].values()) and len(record['loss']) == 2
     again = study.compare(mini, tmp_path/'study'/run.name, tmp_path, tmp_path, beyond=2)
     assert again['results'].keys() == {'baseline', run.name, 'wrong scene'}
-    assert recipes.right_or_wrong(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').right.shape == (2,)
+    assert ablate.right_or_wrong(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').right.shape == (2,)

@@ -1,5 +1,5 @@
 "The rules of the house, each proved from what is committed: cells, imports, sizes, counts, and that nothing generated is stale."
-import ast, re, shlex, subprocess, sys
+import ast, os, re, shlex, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 
@@ -25,7 +25,8 @@ def module(room): return ROOT/rooms.LIB/f'{room.name.replace(".", "/")}.py'
 
 def test_all_notebooks_are_seen():
     "By git, by these rules and by nbdev alike: no check passes because it looked into no folder."
-    tracked = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'nbs/*.ipynb'], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'nbs/*.ipynb'], cwd=ROOT, capture_output=True, text=True)
+    tracked = listed.stdout.split()
     there = {p.relative_to(ROOT).as_posix() for p in NOTEBOOKS}
     assert there == {p for p in tracked if (ROOT/p).exists()} and len(PLACE) == len(ROOMS) > 40
     assert {r.path for r in ROOMS} == {p for p in NOTEBOOKS if re.match(r'\d', p.name)}, 'notebooks that export are called NN_name.ipynb'
@@ -83,14 +84,19 @@ def imports(nb, exported):
 
 @each_notebook
 def test_every_import_is_declared(nb):
-    "What the library imports is in requirements; what tests and pictures import may be in dev_requirements."
-    for exported, known in (True, declared('requirements')), (False, declared('requirements') | declared('dev_requirements')):
+    "What the library imports is in requirements (for `systems`, in the extra `das`); what tests and pictures import may be in dev_requirements."
+    library = declared('requirements') | (declared('das_requirements') if nb.parent.name == 'systems' else set())
+    for exported, known in (True, library), (False, library | declared('dev_requirements') | declared('das_requirements')):
         for top in imports(nb, exported):
             assert {d.lower().replace('_', '-') for d in WHO.get(top, [top])} & known, f'{nb.stem} imports {top}: add it to settings.ini'
 
 def test_every_requirement_is_used():
     used = {d.lower().replace('_', '-') for nb in NOTEBOOKS for top in imports(nb, exported=True) for d in WHO.get(top, [])}
     assert declared('requirements') - used == {'anywidget'}, 'anywidget is for plotly, whose FigureWidget asks for it; all others are imported'
+
+def test_nothing_needs_lpips():
+    "The package `lpips` brings torchvision, of which no build for CPUs fits; after it diffusers and transformers fail to import."
+    assert not {'lpips', 'torchvision'} & (declared('requirements') | declared('dev_requirements') | declared('das_requirements'))
 
 @each_notebook
 def test_imports_live_in_cells_of_their_own(nb):
@@ -159,5 +165,30 @@ def fences(root): return re.findall(r'^```sh\n(.*?)\n```', (root/'README.md').re
 
 def test_constraints_hold_every_requirement():
     pinned = {l.split('==')[0].lower().replace('_', '-'): l for l in (ROOT/'constraints.txt').read_text().splitlines() if '==' in l}
-    assert (declared('requirements') | declared('dev_requirements')) <= pinned.keys()
+    assert (declared('requirements') | declared('dev_requirements') | declared('das_requirements')) <= pinned.keys()
     assert pinned['torch'] == 'torch==2.13.0'
+
+def test_jupyterlab_may_be_open(copy):
+    "What JupyterLab keeps beside an open notebook is no notebook: not for the counts, not for the tests."
+    code = 'import sys; sys.path.insert(0, ".ci"); import rooms; from nbdev.doclinks import nbglob; print(len(rooms.notebooks()), len(nbglob()), rooms.totals())'
+    def counted(): return subprocess.run([sys.executable, '-c', code], cwd=copy, capture_output=True, text=True, check=True).stdout
+    before = counted()
+    for nb in ('00_core.ipynb', 'denoiser/01_uvit.ipynb'):
+        beside = (copy/'nbs'/nb).parent/'.ipynb_checkpoints'
+        beside.mkdir()
+        (beside/nb.split('/')[-1].replace('.ipynb', '-checkpoint.ipynb')).write_bytes((copy/'nbs'/nb).read_bytes())
+    assert counted() == before and before.split()[0] == str(len(NOTEBOOKS))
+
+@pytest.mark.slow
+def test_F34_a_first_notebook_of_ones_own(copy):
+    "A copy of a notebook under another name, exported, executed, cleaned, mapped: the rules of the house stay green."
+    own = copy/'nbs'/'denoiser'/'10_mycontext.ipynb'
+    text = (copy/'nbs'/'denoiser'/'08_context.ipynb').read_text(encoding='utf8')
+    for old, new in ('"# context', '"# mycontext'), ('default_exp denoiser.context', 'default_exp denoiser.mycontext'), ('longer(', 'my_longer('): text = text.replace(old, new)
+    own.write_text(text, encoding='utf8')
+    subprocess.run('git init -q && git add -A', shell=True, cwd=copy, check=True)
+    env = dict(os.environ, PYTHONPATH=str(copy), PATH=f'{sys.prefix}/bin:{os.environ["PATH"]}', OMP_NUM_THREADS='1')
+    for line in ('nbdev_export', '.ci/execute denoiser/10', 'nbdev_clean', '.ci/readme', f'{sys.executable} -m pytest -q -p no:xdist -x tests/test_house.py'):
+        done = subprocess.run(line, shell=True, cwd=copy, env=env | dict(PYTEST_ADDOPTS=''), capture_output=True, text=True)
+        assert done.returncode == 0, f'{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+    assert (copy/'dfot_vggt'/'denoiser'/'mycontext.py').exists()
