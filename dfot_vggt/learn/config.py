@@ -14,7 +14,7 @@ from ..data.clips import Clips, Starts
 from ..data.scenes import make_re10k
 from ..denoiser.diffusion import DiffusionCfg, DiscreteCfg
 from ..denoiser.tasks import PrefixMixture, Task
-from ..denoiser.uvit import UViTCfg, golden_weights
+from ..denoiser.uvit import UViTCfg
 from ..geometry.feature_cache import CacheCfg
 from ..geometry.vggt import VGGTCfg
 from ..inject.align import AlignCfg
@@ -62,6 +62,7 @@ class Re10kCfg(Cfg):
         return Starts(self.folder(root), 'training', model.frames, self.skip, model.size, flip=.5, back_and_forth=.1, reverse=.5, seed=seed,
                       history=history)
 
+# %% ../../nbs/learn/02_config.ipynb #cf13
 @dataclass(frozen=True)
 class RunCfg(Cfg):
     "Everything that a trained model depends on."
@@ -93,6 +94,7 @@ class RunCfg(Cfg):
         expect(self.align is None or self.train_base, f'recipe {self.name}', 'a base that trains, since alignment teaches it',
                'a frozen one', 'add train_base=True')
 
+# %% ../../nbs/learn/02_config.ipynb #cf15
 @dataclass(frozen=True)
 class EyeCfg(Cfg):
     "Everything that a small VGGT depends on: trained in rendered rooms, whose depth and cameras are known."
