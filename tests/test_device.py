@@ -12,7 +12,7 @@ from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.widgets.level_explorer import LevelExplorer, activations
 from dfot_vggt.denoiser.guidance import HistoryGuidance
 from dfot_vggt.inject.injector import Guide, Injected
-from dfot_vggt.learn.ablate import heard, other_scene, rivals
+from dfot_vggt.learn.ablate import draw_rivals, heard, other_scene, rivals
 from dfot_vggt.learn.config import RunCfg, WorldCfg
 from dfot_vggt.learn.losses import base_loss, injected_loss
 from dfot_vggt.geometry.reconstruct import cloud

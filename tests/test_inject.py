@@ -12,20 +12,25 @@ from dfot_vggt.inject import controlnet as control, points as memory, tokens
 from dfot_vggt.geometry.aggregator import random_weights
 from dfot_vggt.inject.align import AlignCfg
 from dfot_vggt.data.clips import Batch
-from dfot_vggt.inject.controlnet import ControlCfg, Probe, alive, branches, by_length, in_place, light, no_leak, same_init, same_output
+from dfot_vggt.inject.checks import (Probe, addressed, alive, branches, in_place, in_view, light, no_leak, same_init,
+                                     same_output)
+from dfot_vggt.inject.controlnet import ControlCfg
 from dfot_vggt.core import LoadError
 from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.geometry.features import features
 from dfot_vggt.denoiser.guidance import HistoryGuidance, guidance_from
-from dfot_vggt.inject.injector import Guide, Injected, base_hash, heard, load_injected, window_geometry
-from dfot_vggt.inject.memory import MemoryCfg, MemoryNet, in_view
-from dfot_vggt.learn.recipes import PARTS, RunCfg, injected_loss
+from dfot_vggt.inject.injector import Guide, Injected, base_hash, by_length, load_injected, window_geometry
+from dfot_vggt.inject.memory import MemoryCfg, MemoryNet
+from dfot_vggt.learn.ablate import heard
+from dfot_vggt.learn.config import RunCfg
+from dfot_vggt.learn.losses import injected_loss
+from dfot_vggt.learn.runs import PARTS
 from dfot_vggt.denoiser.rollout import stream
 from dfot_vggt.denoiser.sampling import frame_noise, sample_window
 from dfot_vggt.data.scenes import Room, render, walk
 from dfot_vggt.geometry.feature_cache import CacheCfg
 from dfot_vggt.denoiser.tasks import EARLIER, GIVEN, PAD, PrefixMixture
-from dfot_vggt.inject.tokens import TokenCfg, TokenInjector, addressed
+from dfot_vggt.inject.tokens import TokenCfg, TokenInjector
 from dfot_vggt.trace import liveness
 from dfot_vggt.learn.train import weights
 from dfot_vggt.denoiser.uvit import Level, UViT3DPose, UViTCfg, golden_weights
