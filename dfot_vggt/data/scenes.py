@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['N', 'MIPS', 'PHOTOS', 'PATTERNS', 'SKIES', 'HELD_OUT', 'WALLS', 'FLOORS', 'GOODS', 'RAYS', 'WORLD_MEAN', 'WORLD_STD',
-           'photo', 'noise', 'pattern', 'dye', 'painting', 'framed', 'window', 'door', 'shelf', 'drawers', 'stock',
-           'furnish', 'decorate', 'Room', 'aim', 'cast', 'albedo', 'light', 'colours', 'Frames', 'render', 'stand',
+           'photo', 'noise', 'window', 'door', 'stock', 'Room', 'aim', 'cast', 'colours', 'Frames', 'render', 'stand',
            'walk', 'world_version', 'make_re10k']
 
 # %% ../../nbs/data/02_scenes.ipynb #12c004

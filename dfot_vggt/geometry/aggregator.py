@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENS', 'MEAN', 'STD', 'AggregatorCfg', 'rope_positions', 'rope_table', 'rotate', 'Attention', 'LayerScale', 'MLP',
-           'Block', 'PatchEmbed', 'Dino', 'random_weights', 'check_images', 'Aggregator']
+           'Block', 'random_weights', 'Aggregator']
 
 # %% ../../nbs/geometry/00_aggregator.ipynb #30c004
 import zlib
