@@ -25,7 +25,7 @@ import torch
 from fastcore.basics import patch
 from fastcore.script import call_parse
 
-from .core import device, expect, write_aside
+from .core import device, expect, atomic_write
 from .show import Fig, fig
 from .trace import flop_counter
 
@@ -121,7 +121,7 @@ class Report:
 
     def save(self, path):
         "Write JSON aside, then rename."
-        with write_aside(path) as tmp: tmp.write_text(json.dumps(asdict(self), indent=1) + '\n')
+        with atomic_write(path) as tmp: tmp.write_text(json.dumps(asdict(self), indent=1) + '\n')
 
     @classmethod
     def read(cls, path): return cls(**json.loads(Path(path).read_text()))

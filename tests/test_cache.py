@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-from dfot_vggt.geometry.manifest import fill
+from dfot_vggt.geometry.manifest import fill_cache
 from dfot_vggt.learn.config import WorldCfg
 from dfot_vggt.learn.losses import FiniteWindows
 from dfot_vggt.learn.recipes import tiny_control
@@ -35,7 +35,7 @@ def in_one_go(root, run, shards):
     torch.set_num_threads(1)
     run.save(root/'mini.yaml')
     (root/'worker.py').write_text(WORKER)
-    made = fill(feature_cache(run, root), FiniteWindows(run, root).listing(), progress=False)
+    made = fill_cache(feature_cache(run, root), FiniteWindows(run, root).manifest(), progress=False)
     assert len(made) == shards
     return root
 

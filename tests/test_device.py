@@ -11,19 +11,19 @@ from dfot_vggt.data.clips import Batch
 from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.widgets.level_explorer import LevelExplorer, activations
 from dfot_vggt.denoiser.guidance import HistoryGuidance
-from dfot_vggt.inject.injector import Guide, Injected
-from dfot_vggt.learn.ablate import draw_rivals, heard, other_scene, rivals
+from dfot_vggt.inject.injector import GeometryGuide, Injected
+from dfot_vggt.learn.ablate import plot_ablation, tap_changes, mismatched_scene, ablate
 from dfot_vggt.learn.config import RunCfg, WorldCfg
 from dfot_vggt.learn.losses import base_loss, injected_loss
 from dfot_vggt.geometry.reconstruct import cloud
-from dfot_vggt.learn.runs import PARTS
+from dfot_vggt.learn.runs import INJECTORS
 from dfot_vggt.denoiser.rollout import stream
 from dfot_vggt.data.scenes import Room, render, walk
 from dfot_vggt.geometry.feature_cache import CacheCfg
 from dfot_vggt.show import show_cams, show_clip, show_pca, video_tag
-from dfot_vggt.learn.train_vggt import Views, geometry_loss, judge, new_vggt
-from dfot_vggt.denoiser.tasks import EARLIER, GIVEN, PAD, PrefixMixture
-from dfot_vggt.inject.tokens import gaze
+from dfot_vggt.learn.train_vggt import Views, geometry_loss, evaluate_vggt, new_vggt
+from dfot_vggt.denoiser.tasks import GENERATED, CONTEXT, PAD, PrefixMixture
+from dfot_vggt.inject.tokens import attention_shares
 from dfot_vggt.geometry.vggt import VGGTCfg
 
 from elsewhere import ELSEWHERE, Afar, Elsewhere, afar
@@ -43,9 +43,9 @@ def autocast(monkeypatch):
 
 class Moved(World):
     def __init__(self, w):
-        self.vggt, self.batch, self.known = afar(deepcopy(w.vggt)), afar(w.batch), Afar(w.known)
+        self.vggt, self.batch, self.observed_frames = afar(deepcopy(w.vggt)), afar(w.batch), Afar(w.observed_frames)
         self.video, self.cams = self.batch.video[:, :T], self.batch.cams[:, :T]
-        self.probe = type(w.probe)(Afar(w.probe.x), Afar(w.probe.noise_levels), self.cams, self.geometry(self.video, self.cams, self.known))
+        self.probe = type(w.probe)(Afar(w.probe.x), Afar(w.probe.noise_levels), self.cams, self.geometry(self.video, self.cams, self.observed_frames))
 
 @pytest.fixture
 def there(here):
@@ -86,16 +86,16 @@ def test_injectors(names, here, there):
 @pytest.mark.parametrize('scheme', ['conditional', 'vanilla(2)', 'stabilized_vanilla(2, .1)', 'fractional(2, .4)'])
 def test_a_window_under_guidance_and_with_padding(scheme, here, there):
     net = trained(denoiser(), INJECTORS)
-    masks = torch.where(torch.arange(T) == 0, GIVEN, EARLIER)*here.known, torch.tensor([[GIVEN, 0, 0, PAD], [GIVEN, 0, EARLIER, 0]])
+    masks = torch.where(torch.arange(T) == 0, CONTEXT, GENERATED)*here.observed_frames, torch.tensor([[CONTEXT, 0, 0, PAD], [CONTEXT, 0, GENERATED, 0]])
     for mask in masks: agree(window(afar(deepcopy(net)), there, slice(0, 2), Afar(mask), scheme), window(net, here, slice(0, 2), mask, scheme))
 
 @pytest.mark.parametrize('name', INJECTORS)
 def test_a_training_step_of_an_injector_and_alignment(name, here, there):
     base = denoiser()
-    run = RunCfg('both', model=base.cfg, task=PrefixMixture(most=2, clips=1.), noised=.5, vggt=EYE, layers=LAYERS, cache=CacheCfg(depth=True),
+    run = RunCfg('both', model=base.cfg, task=PrefixMixture(most=2, clips=1.), noised_context=.5, vggt=EYE, layers=LAYERS, cache=CacheCfg(depth=True),
                  train_base=True, align=AlignCfg(WIDTH, len(LAYERS), 'mid.0', width=16), **{name: SETTINGS[name]})
     torch.manual_seed(0)
-    net = Injected(base, {n: PARTS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
+    net = Injected(base, {n: INJECTORS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
     far = afar(deepcopy(net))
     def learnt(net, w):
         losses = injected_loss(run, w.look)(net, (w.batch, 0))
@@ -122,7 +122,7 @@ def test_a_walk_with_a_memory(here, there):
     net, cams = trained(denoiser(), INJECTORS), torch.stack([walk(Room(i))[:16:2] for i in (3, 4)])
     first = torch.stack([render(Room(i), c[:1], 32).rgb for i, c in zip((3, 4), cams)])
     def go(net, w, *given):
-        guide = Guide(net, w.look)
+        guide = GeometryGuide(net, w.look)
         made = stream(net.base, make_diffusion(DiffusionCfg.world()), *given, 2, steps=2, geometry=guide, guidance=HistoryGuidance.vanilla(1.5))
         return dict(video=torch.cat([new for new, _ in made], 1), **guide.state_dict())
     far, near = go(afar(deepcopy(net)), there, Afar(first), Afar(cams)), go(net, here, first, cams)
@@ -132,9 +132,9 @@ def test_a_walk_with_a_memory(here, there):
 def test_right_against_wrong_and_where_it_is_heard(here, there):
     net = trained(denoiser(), INJECTORS)
     def asked(net, w):
-        r, p = rivals(net, make_diffusion(DiffusionCfg.world()), w.batch, w.known, w.look, 1), w.probe
-        assert len(draw_rivals(r).data)
-        return dict(gap=r.gap()[0], share=r.share(), **heard(net.base, net, p.x, p.noise_levels, w.cams, p.geometry))
+        r, p = ablate(net, make_diffusion(DiffusionCfg.world()), w.batch, w.observed_frames, w.look, 1), w.probe
+        assert len(plot_ablation(r).data)
+        return dict(gap=r.gap()[0], share=r.share(), **tap_changes(net.base, net, p.x, p.noise_levels, w.cams, p.geometry))
     agree(asked(afar(deepcopy(net)), there), asked(net, here), 1e-3)
 
 # --- VGGT
@@ -145,18 +145,18 @@ def test_teaching_and_judging_vggt(there):
     views = Views(torch.stack([s.rgb for s in seen]), cams, ['a', 'b'], torch.arange(3).repeat(2, 1), torch.stack([s.depth for s in seen]))
     vggt = new_vggt(VGGTCfg.tiny())
     far = afar(deepcopy(vggt))
-    agree(judge(far.eval(), afar(views)), judge(vggt.eval(), views))
+    agree(evaluate_vggt(far.eval(), afar(views)), evaluate_vggt(vggt.eval(), views))
     agree(geometry_loss()(far.train(), (afar(views), 0)), geometry_loss()(vggt.train(), (views, 0)), 1e-3)
 
 # --- numbers and pictures
 
 def test_numbers_about_videos(here, there):
     def told(w):
-        a, b = w.batch.video, other_scene(w.batch).video
+        a, b = w.batch.video, mismatched_scene(w.batch).video
         out = {f.__name__: f(a, b) for f in (metrics.psnr, metrics.ssim, metrics.sharpness)}
         pairs = [(0, 3), (1, 4)]
         return out | dict(metrics.evaluate(a, b, 1, pairs)['scalars'], **metrics.evaluate(a, b, 1, pairs)['curves'],
-                          rays=ray_encoding(w.cams, 4, 4), between=interpolate_cams(w.cams, w.known))
+                          rays=ray_encoding(w.cams, 4, 4), between=interpolate_cams(w.cams, w.observed_frames))
     agree(told(there), told(here))
 
 def test_pictures(here, there):
@@ -166,7 +166,7 @@ def test_pictures(here, there):
         video, grid = w.batch.video[0], w.probe.geometry.latents[0]
         look = LevelExplorer(video[:T], activations(base, make_diffusion(DiffusionCfg.world()), video[:T], w.cams[0]))
         points = cloud(torch.ones_like(video[:, 0]), w.batch.cams[0], video)
-        shown = gaze(video[0], (.5, .5), video[1:3], torch.rand(2, 4, 4).to(video.device))
+        shown = attention_shares(video[0], (.5, .5), video[1:3], torch.rand(2, 4, 4).to(video.device))
         return [show_clip(video), show_pca(grid), show_cams(w.cams[0]), video_tag(video[None]), look.static('mid', 0, 1), len(points), show_clip(shown)]
     assert [type(p) for p in drawn(afar(deepcopy(base)), there)] == [type(p) for p in drawn(base, here)]
 
@@ -176,8 +176,8 @@ def test_pictures(here, there):
 def moved(monkeypatch):
     "All that asks for the device is told of this one, and what trains is there."
     for module in (runs, ablate, study, training): monkeypatch.setattr(module, 'device', lambda: ELSEWHERE)
-    monkeypatch.setattr(runs, 'learner', lambda run, make=runs.learner: afar(make(run)))
-    for module in (ablate, study): monkeypatch.setattr(module, 'learner', runs.learner)
+    monkeypatch.setattr(runs, 'build_trainable', lambda run, make=runs.build_trainable: afar(make(run)))
+    for module in (ablate, study): monkeypatch.setattr(module, 'build_trainable', runs.build_trainable)
     monkeypatch.setattr(training, 'Accelerator', type('Accelerator', (training.Accelerator,), dict(device=ELSEWHERE)))
     monkeypatch.setattr(torch.optim, 'AdamW', type('AdamW', (torch.optim.AdamW,), dict(
         __init__=lambda self, *a, fused=None, init=torch.optim.AdamW.__init__, **kw: init(self, *a, **kw))))       # fused ones know their devices by name
@@ -189,8 +189,8 @@ def test_study_and_comparison(moved, tmp_path):
     run = run.replace(world=WorldCfg(rooms=2, test_rooms=2, frames=16), batch=2, finite=2, train=run.train.replace(steps=2, warmup=1, precision='no'))
     mini = study.StudyCfg(run, walks=2, skip=2, steps=2)
     record = study.study(mini, tmp_path/'study', tmp_path)
-    record['checks'].pop('same_output')                    # bits: with gradients this device takes an attention apart into other sums
+    record['checks'].pop('check_same_output')                    # bits: with gradients this device takes an attention apart into other sums
     assert not any(record['checks'].values()) and len(record['loss']) == 2
     again = study.compare(mini, tmp_path/'study'/run.name, tmp_path, tmp_path, beyond=2)
     assert again['results'].keys() == {'baseline', run.name, 'wrong scene'}
-    assert ablate.right_or_wrong(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').right.shape == (2,)
+    assert ablate.run_ablation(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').matched.shape == (2,)

@@ -54,7 +54,7 @@ def test_what_fails_is_counted_and_the_rest_goes_on(capsys):
 
 @pytest.mark.parametrize('job', MODELS, ids=lambda j: j.__name__)
 def test_nothing_is_left_on_the_cpu(job, monkeypatch):
-    "On a stand-in for a GPU (`tests/elsewhere.py`), with the numbers of the CPU."
+    "On a stand-in for a GPU (`tests/mismatched_features.py`), with the numbers of the CPU."
     class Autocast(torch.autocast):
         def __init__(self, device_type, *a, **kw): super().__init__('cpu' if device_type == ELSEWHERE.type else device_type, *a, **kw)
     monkeypatch.setattr(torch, 'autocast', Autocast)

@@ -12,24 +12,24 @@ from dfot_vggt.inject import controlnet as control, points as memory, tokens
 from dfot_vggt.geometry.aggregator import random_weights
 from dfot_vggt.inject.align import AlignCfg
 from dfot_vggt.data.clips import Batch
-from dfot_vggt.inject.checks import (Probe, addressed, alive, branches, in_place, in_view, light, no_leak, same_init,
-                                     same_output)
+from dfot_vggt.inject.checks import (Probe, check_addressing, check_trains, check_branches, check_in_place, check_in_view, check_gradient_path, check_no_leak, check_same_init,
+                                     check_same_output)
 from dfot_vggt.inject.controlnet import ControlCfg
 from dfot_vggt.core import LoadError
 from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.geometry.features import features
 from dfot_vggt.denoiser.guidance import HistoryGuidance, guidance_from
-from dfot_vggt.inject.injector import Guide, Injected, base_hash, by_length, load_injected, window_geometry
+from dfot_vggt.inject.injector import GeometryGuide, Injected, base_hash, by_length, load_injected, window_geometry
 from dfot_vggt.inject.memory import MemoryCfg, MemoryNet
-from dfot_vggt.learn.ablate import heard
+from dfot_vggt.learn.ablate import tap_changes
 from dfot_vggt.learn.config import RunCfg
 from dfot_vggt.learn.losses import injected_loss
-from dfot_vggt.learn.runs import PARTS
+from dfot_vggt.learn.runs import INJECTORS
 from dfot_vggt.denoiser.rollout import stream
 from dfot_vggt.denoiser.sampling import frame_noise, sample_window
 from dfot_vggt.data.scenes import Room, render, walk
 from dfot_vggt.geometry.feature_cache import CacheCfg
-from dfot_vggt.denoiser.tasks import EARLIER, GIVEN, PAD, PrefixMixture
+from dfot_vggt.denoiser.tasks import GENERATED, CONTEXT, PAD, PrefixMixture
 from dfot_vggt.inject.tokens import TokenCfg, TokenInjector
 from dfot_vggt.trace import liveness
 from dfot_vggt.learn.train import weights
@@ -48,7 +48,7 @@ together = pytest.mark.parametrize('names', SETS, ids='+'.join)
 def denoiser(): return golden_weights(UViT3DPose(UViTCfg.tiny(channels=(32, 48), heads=2, mid=2, emb=32, size=32, frames=T, dropout=(0., 0.))))
 def injected(base, names, settings=SETTINGS, **kw):
     torch.manual_seed(0)
-    return Injected(base, {n: PARTS[n](base, settings[n]) for n in names}, **kw).eval()
+    return Injected(base, {n: INJECTORS[n](base, settings[n]) for n in names}, **kw).eval()
 
 @pytest.fixture(scope='module')
 def base():
@@ -58,14 +58,14 @@ def base():
 class World:
     "Two walks: windows of four frames, of which two are known, and one frame of history behind each."
     def __init__(self):
-        self.vggt = random_weights(VGGT(EYE, parts=('camera_head', 'depth_head'))).eval().requires_grad_(False)
+        self.vggt = random_weights(VGGT(EYE, heads=('camera_head', 'depth_head'))).eval().requires_grad_(False)
         cams = torch.stack([walk(Room(i))[[0, 2, 4, 6, 12]] for i in (3, 4)])
         self.batch = Batch(torch.stack([render(Room(i), c, 32).rgb for i, c in zip((3, 4), cams)]), cams, ['a', 'b'], torch.arange(5).repeat(2, 1))
-        self.known = torch.tensor([[True, False, True, False], [True, True, False, False]])
+        self.observed_frames = torch.tensor([[True, False, True, False], [True, True, False, False]])
         self.video, self.cams = self.batch.video[:, :T], self.batch.cams[:, :T]
         g = torch.Generator().manual_seed(0)
         self.probe = Probe(torch.randn(2, T, 3, 32, 32, generator=g), torch.randn(2, T, generator=g), self.cams,
-                           self.geometry(self.video, self.cams, self.known))
+                           self.geometry(self.video, self.cams, self.observed_frames))
 
     def look(self, video, cams, known): return features(self.vggt, video, cams, known, LAYERS, depth=True)
 
@@ -91,17 +91,17 @@ def world():
 @together
 def test_step_0_is_the_base_bit_for_bit(names, base, world):
     net = injected(base, names)
-    assert not same_output(net, world.probe)
-    change = heard(base, net, world.probe.x, world.probe.noise_levels, world.cams, world.probe.geometry)
+    assert not check_same_output(net, world.probe)
+    change = tap_changes(base, net, world.probe.x, world.probe.noise_levels, world.cams, world.probe.geometry)
     assert len(change) == len(base.tap_names) and not torch.stack([*change.values()]).any(), 'grey everywhere'
 
 @together
 def test_alive_by_step_2_and_nothing_frozen_moves(names, base, world):
     net, before = injected(base, names), base_hash(base)
     assert {n.split('.')[1] for n, p in net.named_parameters() if p.requires_grad} == set(names)
-    assert not alive(net, world.probe)
+    assert not check_trains(net, world.probe)
     assert torch.equal(base_hash(base), before)
-    assert not light(net, world.probe) and not branches(net, world.probe)
+    assert not check_gradient_path(net, world.probe) and not check_branches(net, world.probe)
 
 @together
 def test_with_the_base_trained_along_all_of_it_lives(names, world):
@@ -117,8 +117,8 @@ def test_with_the_base_trained_along_all_of_it_lives(names, world):
 @together
 def test_no_unknown_frame_is_seen(names, base, world):
     net = injected(base, names)
-    assert not no_leak(net, world.probe, world.geometry, world.video, world.known)
-    assert no_leak(net, world.probe, world.cut, world.video, world.known), 'the leak that this test is for'
+    assert not check_no_leak(net, world.probe, world.geometry, world.video, world.observed_frames)
+    assert check_no_leak(net, world.probe, world.cut, world.video, world.observed_frames), 'the leak that this test is for'
 
 # --- faults in the library: a part alone is caught, and in a pair the other part does not hide it
 
@@ -138,8 +138,8 @@ def no_grad(right): return torch.no_grad()(right)
 def next_frame(right): return lambda *a: right(*a).roll(1, 1)
 def mirrored(right): return lambda *a, **kw: tuple(x.flip(-1) for x in right(*a, **kw))
 def blurred(right):
-    def sources(self, cams, g, blind=False):
-        return right(self, cams, replace(g, latents=g.latents.mean((3, 4), keepdim=True).expand_as(g.latents)), blind)
+    def sources(self, cams, g, cond_mask=False):
+        return right(self, cams, replace(g, latents=g.latents.mean((3, 4), keepdim=True).expand_as(g.latents)), cond_mask)
     return sources
 def one_more(right): return lambda video, cams, known: right(video, cams, known) | (torch.arange(known.shape[1]) == 3)
 
@@ -155,13 +155,13 @@ FAULTS = {'a zero is dropped': dict(control=(control, 'zero_init', loud), memory
 def complaints(fault, part, names, base, world):
     "What the check says that this fault is the business of."
     net = injected(base, names)
-    one = net.parts[part]
+    one = net.injectors[part]
     match fault:
-        case 'a zero is dropped': return same_output(net, world.probe)
-        case 'the copy is not one': return same_init(one)
-        case 'the copy is skipped' | 'a gradient is cut': return [c for c in alive(net, world.probe) if f'.{part}.' in c]
-        case 'the layout is scrambled': return dict(control=in_place, memory=in_view, tokens=addressed)[part](one, world.probe)
-        case 'a frame leaks': return no_leak(net, world.probe, world.geometry, world.video, world.known)
+        case 'a zero is dropped': return check_same_output(net, world.probe)
+        case 'the copy is not one': return check_same_init(one)
+        case 'the copy is skipped' | 'a gradient is cut': return [c for c in check_trains(net, world.probe) if f'.{part}.' in c]
+        case 'the layout is scrambled': return dict(control=check_in_place, memory=check_in_view, tokens=check_addressing)[part](one, world.probe)
+        case 'a frame leaks': return check_no_leak(net, world.probe, world.geometry, world.video, world.observed_frames)
 
 # a part alone too: what its partner complains of is not taken for its own
 @pytest.mark.parametrize('fault,names', [pytest.param(f, s, id=f'{f}-{"+".join(s)}') for f in FAULTS for s in SETS
@@ -189,16 +189,16 @@ def window(net, world, rows, mask, scheme='conditional', heard=True):
 @KINDS
 @pytest.mark.parametrize('scheme', ['conditional', 'vanilla(2)', 'stabilized_vanilla(2, .1)', 'fractional(2, .4)'])
 def test_under_every_guidance_a_clip_hears_its_own_geometry(scheme, names, base, world):
-    net, mask = trained(base, names), torch.where(torch.arange(T) == 0, GIVEN, EARLIER)*world.known
+    net, mask = trained(base, names), torch.where(torch.arange(T) == 0, CONTEXT, GENERATED)*world.observed_frames
     both, plain = (window(net, world, slice(0, 2), mask, scheme, heard) for heard in (True, False))
     alone = torch.cat([window(net, world, slice(i, i + 1), mask[i:i + 1], scheme) for i in (0, 1)])
-    assert (both - plain)[~world.known].abs().mean() > 1e-3*both.std(), 'it is heard'
-    assert torch.equal(both[world.known], plain[world.known]), 'known frames come back as they are'
+    assert (both - plain)[~world.observed_frames].abs().mean() > 1e-3*both.std(), 'it is heard'
+    assert torch.equal(both[world.observed_frames], plain[world.observed_frames]), 'known frames come back as they are'
     assert (both - alone).abs().max() < 1e-3*both.std()
 
 @KINDS
 def test_padded_clips_are_denoised_as_if_alone(names, base, world):
-    net, mask = trained(base, names), torch.tensor([[GIVEN, 0, 0, PAD], [GIVEN, 0, EARLIER, 0]])
+    net, mask = trained(base, names), torch.tensor([[CONTEXT, 0, 0, PAD], [CONTEXT, 0, GENERATED, 0]])
     both = window(net, world, slice(0, 2), mask)
     for i, n in ((0, 3), (1, 4)):
         alone = window(net, world, slice(i, i + 1), mask[i:i + 1, :n])
@@ -213,7 +213,7 @@ def test_alignment_and_an_injector_train_together(name, world):
     run = RunCfg('both', model=base.cfg, task=PrefixMixture(most=2, clips=1.), vggt=EYE, layers=LAYERS, cache=CacheCfg(depth=True), train_base=True,
                  align=align, **{name: SETTINGS[name]})
     torch.manual_seed(0)
-    net = Injected(base, {n: PARTS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
+    net = Injected(base, {n: INJECTORS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
     loss, opt = injected_loss(run, world.look), torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.)
     def step(i):
         losses = loss(net, (world.batch, i))
@@ -221,7 +221,7 @@ def test_alignment_and_an_injector_train_together(name, world):
         opt.zero_grad(); sum(v.mean() for v in losses.values()).backward(); opt.step()
     liveness(net, step, 4).assert_ok()
     said = net.eval().window(world.cams, None, world.probe.geometry)(world.probe.x, world.probe.noise_levels)
-    assert set(net.outlets) <= set(said) and not any(hasattr(net.parts.align, n) for n in ('window', 'outlets')), 'nothing of it in a video'
+    assert set(net.output_taps) <= set(said) and not any(hasattr(net.injectors.align, n) for n in ('window', 'outlets')), 'nothing of it in a video'
 
 # --- checkpoints
 
@@ -255,13 +255,13 @@ def test_any_part_can_be_left_out(names, base, tmp_path):
     net, file = trained(base, names), tmp_path/'model.safetensors'
     save_file(weights(net), file)
     for left in names:
-        fewer, rest = injected(base, [n for n in names if n != left]), {n for n in weights(net) if not n.startswith(f'parts.{left}.')}
-        with pytest.raises(LoadError, match=f'unexpected: parts.{left}.'): load_injected(fewer, file)
+        fewer, rest = injected(base, [n for n in names if n != left]), {n for n in weights(net) if not n.startswith(f'injectors.{left}.')}
+        with pytest.raises(LoadError, match=f'unexpected: injectors.{left}.'): load_injected(fewer, file)
         quiet(load_injected, fewer, file, without=[left])                           # left out of the model
         assert all(torch.equal(fewer.state_dict()[n], net.state_dict()[n]) for n in rest)
         save_file(weights(fewer), tmp_path/'fewer.safetensors')
         full = injected(base, names)
-        with pytest.raises(LoadError, match=f'missing: parts.{left}.'): load_injected(full, tmp_path/'fewer.safetensors')
+        with pytest.raises(LoadError, match=f'missing: injectors.{left}.'): load_injected(full, tmp_path/'fewer.safetensors')
         fresh = {n: p.clone() for n, p in full.state_dict().items()}
         quiet(load_injected, full, tmp_path/'fewer.safetensors', without=[left])    # left out of the file
         assert all(torch.equal(full.state_dict()[n], (net if n in rest else injected(base, names)).state_dict()[n]) for n in fresh)
@@ -283,29 +283,29 @@ def test_mis_shaped_parts_are_named_and_nothing_is_loaded(name, base, tmp_path):
     save_file(weights(trained(base, INJECTORS)), file)
     wide = injected(base, INJECTORS, SETTINGS | {name: WIDER[name]})
     before = {n: p.clone() for n, p in wide.state_dict().items()}
-    with pytest.raises(LoadError, match=rf'mis-shaped: parts\.{name}\.'): load_injected(wide, file)
+    with pytest.raises(LoadError, match=rf'mis-shaped: injectors\.{name}\.'): load_injected(wide, file)
     assert all(torch.equal(p, before[n]) for n, p in wide.state_dict().items())
 
 # --- a walk
 
 @together
 def test_a_walk_goes_on_where_it_stopped(names, base, world):
-    "Memory included: what `Guide` puts down after a window and takes up again gives the same frames, bit for bit."
+    "Memory included: what `GeometryGuide` puts down after a window and takes up again gives the same frames, bit for bit."
     net, cams = trained(base, names), torch.stack([walk(Room(i))[:16:2] for i in (3, 4)])
     first = torch.stack([render(Room(i), c[:1], 32).rgb for i, c in zip((3, 4), cams)])
     def walk_on(guide, past=None):
         return stream(base, make_diffusion(DiffusionCfg.world()), first, cams, 2, steps=2, geometry=guide, past=past,
                       guidance=HistoryGuidance.vanilla(1.5))
-    guide, made, places = Guide(net, world.look), [], []
+    guide, made, places = GeometryGuide(net, world.look), [], []
     for new, past in walk_on(guide):
         made.append(new)
         places.append((past, {n: x.clone() for n, x in guide.state_dict().items()}))
     assert sum(x.shape[1] for x in made) == 8 and len(places) > 3
     assert bool(guide.state_dict()) == ('memory' in names)
-    again = Guide(net, world.look)
+    again = GeometryGuide(net, world.look)
     again.load_state_dict(places[2][1])
     rest = [new for new, _ in walk_on(again, places[2][0])]
     assert torch.equal(torch.cat(rest, 1), torch.cat(made[3:], 1))
     if 'memory' in names:
-        forgetful = [new for new, _ in walk_on(Guide(net, world.look), places[2][0])]
+        forgetful = [new for new, _ in walk_on(GeometryGuide(net, world.look), places[2][0])]
         assert not torch.equal(torch.cat(forgetful, 1), torch.cat(made[3:], 1)), 'without its memory another walk'

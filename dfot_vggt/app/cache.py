@@ -21,7 +21,7 @@ def _plan(run, root, rate):
     from tqdm.auto import tqdm
 
     from dfot_vggt.core import device
-    from dfot_vggt.geometry.manifest import plan
+    from dfot_vggt.geometry.manifest import cache_cost
     from dfot_vggt.learn.cached import belongs
     from dfot_vggt.measure import matmul_peak
     cost, at = plan(belongs(run, root), run.vggt, run.layers, run.cache), Path(root).absolute()
@@ -32,7 +32,7 @@ def _plan(run, root, rate):
           f'at least {tqdm.format_interval(cost.flops/1e9/speed)}')
 
 def _fill(run, root):
-    from dfot_vggt.geometry.manifest import fill
+    from dfot_vggt.geometry.manifest import fill_cache
     from dfot_vggt.learn.cached import belongs
     from dfot_vggt.learn.runs import feature_cache
     todo, cache = belongs(run, root), feature_cache(run, root)
@@ -64,7 +64,7 @@ def _repair(run, root):
 
 def _prune(run, root, also, only_look):
     from dfot_vggt.geometry.feature_cache import prune, unused
-    from dfot_vggt.learn.cached import known_recipes, used
+    from dfot_vggt.learn.cached import all_recipes, used
     folder, known = Path(root)/'features', known_recipes(root, also)
     print('recipes that are known to use features:', f'  what was asked for: {run.name}',
           *[f'  {where}' + ('' if where.startswith('the house') else f' ({r.name})') for where, r in known.items()], sep='\n')

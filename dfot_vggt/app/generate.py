@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.clips import Clips, Window
-from ..core import Cfg, asset, build, device, expect, read_tensors, sole, write_aside
+from ..core import Cfg, asset, build, device, expect, read_tensors, folder_lock, atomic_write
 from ..denoiser.diffusion import Diffusion, DiffusionCfg, make_diffusion
 from ..geometry.features import digest
 from ..data.re10k import cover_crop, crop_cams, read_poses
-from ..inject.injector import Guide
+from ..inject.injector import GeometryGuide
 from ..learn.config import RunCfg
-from ..learn.runs import PARTS, learner, load_run, sight
+from ..learn.runs import INJECTORS, build_trainable, load_run, online_features
 from ..denoiser.checkpoints import load_dfot
-from ..denoiser.rollout import Past, imagine, plan_rollout, stream
+from ..denoiser.rollout import RolloutState, sample_frames, plan_rollout, stream
 from ..denoiser.uvit import UViT3DPose, UViTCfg
 
 # %% ../../nbs/app/03_generate.ipynb #53c009
@@ -52,24 +52,24 @@ def growing_mp4(path, h: int, w: int,   # pixels, both even
         box.mux(track.encode())
 
 # %% ../../nbs/app/03_generate.ipynb #53c018
-def write_past(path, past: Past,
+def write_state(path, past: RolloutState,
                memory: dict):    # {name: tensor} of the geometry; {}: it remembers nothing
     "A rollout's place, exact."
-    parts = dict(frame=past.known, memory=memory)
+    parts = dict(frame=past.frames, memory=memory)
     flat = {f'{part}.{n}': x.detach().cpu().contiguous() for part, named in parts.items() for n, x in named.items()}
-    with write_aside(path) as tmp: save_file({'runs': torch.tensor(past.runs), 'shown': torch.tensor(past.shown), **flat}, tmp)
+    with atomic_write(path) as tmp: save_file({'runs': torch.tensor(past.runs), 'shown': torch.tensor(past.emitted), **flat}, tmp)
 
-def read_past(path, to: torch.device = torch.device('cpu')) -> tuple[Past, dict]:
-    "What `write_past` wrote, on a device."
+def read_state(path, to: torch.device = torch.device('cpu')) -> tuple[RolloutState, dict]:
+    "What `write_state` wrote, on a device."
     state = read_tensors(path)
     expect({'runs', 'shown'} <= state.keys(), str(path), 'the place of a rollout', ', '.join(state)[:60], 'start in another folder')
     def part(name): return {n.removeprefix(f'{name}.'): x.to(to, copy=True) for n, x in state.items() if n.startswith(f'{name}.')}
-    return Past(int(state['runs']), int(state['shown']), {int(i): f for i, f in part('frame').items()}), part('memory')
+    return RolloutState(int(state['runs']), int(state['shown']), {int(i): f for i, f in part('frame').items()}), part('memory')
 
 # %% ../../nbs/app/03_generate.ipynb #53c043
 def settings(model, diffusion: Diffusion, frames, cams, keys, about: dict, kw: dict) -> dict:
     "All that a video depends on, as plain values: what is large or exact as a hash, what was not said as its default."
-    said = {n: p.default for f in (imagine, stream) for n, p in inspect.signature(f).parameters.items() if p.default is not p.empty}
+    said = {n: p.default for f in (sample_frames, stream) for n, p in inspect.signature(f).parameters.items() if p.default is not p.empty}
     said = {n: v for n, v in (said | kw).items() if n not in ('past', 'progress', 'on_step', 'keys', 'index', 'geometry')}
     expect(not kw.get('geometry') or about, 'about', 'what the geometry depends on, e.g. {"injector": hash of its weights}', about,
            'without it a video could go on with another geometry')
@@ -84,7 +84,7 @@ def _same_settings(folder: Path, now: dict):
     "Write the settings of a new folder, or raise unless they are those it was begun with."
     path = folder/'settings.json'
     if not path.exists():
-        with write_aside(path) as tmp: tmp.write_text(json.dumps(now, indent=1))
+        with atomic_write(path) as tmp: tmp.write_text(json.dumps(now, indent=1))
     try: then = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f'{path}: expected JSON, got {e}; generate into another folder') from None
     other = [n for n in then | now if then.get(n, None) != now.get(n, None)]
@@ -107,14 +107,14 @@ def generate(model, diffusion: Diffusion,
     folder, keys = Path(folder), list(keys or map(str, range(len(cams))))
     for k in keys: expect(re.fullmatch(r'[\w-][\w.-]*', k), 'keys', 'names that can be file names', repr(k), 'use letters and digits')
     now = settings(model, diffusion, frames, cams, keys, about or {}, kw)
-    with sole(folder): return _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, now, kw)
+    with folder_lock(folder): return _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, now, kw)
 
 def _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, now, kw):
     "`generate`, alone in its folder."
     _same_settings(folder, now)
     for left in folder.rglob('.*.tmp*'): left.unlink(missing_ok=True)                       # of a process that was killed while it wrote
     place, chunks = folder/'past.safetensors', folder/'frames'
-    past, memory = read_past(place, cams.device) if place.exists() else (None, {})
+    past, memory = read_state(place, cams.device) if place.exists() else (None, {})
     remembers = hasattr(kw.get('geometry'), 'state_dict')
     if remembers: kw['geometry'].load_state_dict(memory)
     videos, shown = [folder/f'{k}.mp4' for k in keys], 0
@@ -122,7 +122,7 @@ def _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, 
         films = [stack.enter_context(growing_mp4(v, *frames.shape[3:], fps, crf)) for v in videos]
         def show(chunk):
             for write, clip in zip(films, chunk): write(clip)
-        while past and shown < past.shown:
+        while past and shown < past.emitted:
             path = chunks/f'{shown:06d}.npy'
             expect(path.is_file(), str(path), 'frames that were made before', 'no file', f'remove {folder} and start again',
                    error=FileNotFoundError)
@@ -132,15 +132,15 @@ def _generate(model, diffusion, frames, cams, folder, keys, fps, crf, progress, 
         for new, past in stream(model, diffusion, frames, cams, past=past, progress=progress, keys=keys, **kw):
             if new.shape[1]:
                 chunk = new.mul(255).round().byte().cpu().numpy()
-                with write_aside(chunks/f'{past.shown - new.shape[1]:06d}.npy') as tmp: np.save(tmp, chunk)
+                with atomic_write(chunks/f'{past.emitted - new.shape[1]:06d}.npy') as tmp: np.save(tmp, chunk)
                 show(chunk)
-            write_past(place, past, kw['geometry'].state_dict() if remembers else {})
+            write_state(place, past, kw['geometry'].state_dict() if remembers else {})
     return videos
 
 # %% ../../nbs/app/03_generate.ipynb #53c013
 def load_model(source: str,    # a run's folder, an asset's name, or what `load_dfot` takes
                window: int = 0 # frames seen at once; 0: as in its config
-              ) -> tuple[UViT3DPose, Diffusion, Guide | None]:
+              ) -> tuple[UViT3DPose, Diffusion, GeometryGuide | None]:
     "A denoiser in eval mode, its diffusion, and what a run with injectors guides its rollouts by."
     def sized(cfg): return cfg.replace(frames=window) if window else cfg
     trained = (Path(source)/'recipe.yaml').is_file()
@@ -151,9 +151,9 @@ def load_model(source: str,    # a run's folder, an asset's name, or what `load_
     run = build(recipe)
     expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__, 'name another folder')
     run, diffusion = run.replace(model=sized(run.model)), make_diffusion(run.diffusion)
-    if not any(getattr(run, part) for part in PARTS): return load_dfot(weights, run.model), diffusion, None
-    model = load_run(learner(run), weights).to(device())
-    return model.base, diffusion, Guide(model, sight(run))
+    if not any(getattr(run, part) for part in INJECTORS): return load_dfot(weights, run.model), diffusion, None
+    model = load_run(build_trainable(run), weights).to(device())
+    return model.base, diffusion, GeometryGuide(model, online_features(run))
 
 def read_images(paths: list[str], size: int) -> tuple[UInt8[np.ndarray, 't 3 {size} {size}'], tuple[int, int]]:
     "Pictures as frames of a model's size, and their height and width before."
@@ -168,7 +168,7 @@ def read_start(size: int,          # of the model
                image: str = '',    # first image, or several: a.png,b.png
                cams: str = '',     # RealEstate10K camera file, its first cameras are those of the images
                clip: str = '',     # <folder>/<split>/<key> of a data set
-               given: int = 1,     # how many first frames of the clip are given
+               context: int = 1,     # how many first frames of the clip are given
                frames: int = 0,    # length of the video; 0: as many as there are cameras
                skip: int = 1       # every skip-th camera
               ) -> tuple[Float[Tensor, '1 s c h w'], Float[Tensor, '1 n 16'], str]:
@@ -183,7 +183,7 @@ def read_start(size: int,          # of the model
         clips = Clips(root, split, 1, (1, 1), size)
         expect(name in clips.lengths, clip, f'a clip of {root}, e.g. {split}/{clips.keys[0]}', 'none of this name', 'correct the key')
         batch = clips.read(Window(name, tuple(range(0, clips.lengths[name], skip))))
-        first, cameras = batch.video[0, :given].mul(255).round().byte().numpy(), batch.cams[0]
+        first, cameras = batch.video[0, :context].mul(255).round().byte().numpy(), batch.cams[0]
     n = frames or len(cameras)
     expect(len(first) <= n <= len(cameras), 'frames', f'{len(first)} given ones to {len(cameras)}, one per camera', n,
            'lower frames or skip')

@@ -20,13 +20,13 @@ def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a 
                  image: str = '',              # first image, or several: a.png,b.png
                  cams: str = '',               # RealEstate10K camera file; its first cameras are those of the images
                  clip: str = '',               # instead of both: <folder>/<split>/<key> of a data set
-                 given: int = 1,               # how many first frames of the clip are given
+                 context: int = 1,               # how many first frames of the clip are given
                  frames: int = 0,              # length of the video; 0: as many as there are cameras
                  skip: int = 1,                # take every skip-th camera
                  guidance: str = 'conditional()',   # e.g. 'stabilized_vanilla(4, .02)'
                  between: str = '',            # guidance between keyframes, e.g. 'vanilla(1.5)'; '': the same
                  density: float = 0.,          # share of keyframes, e.g. .08; 0: every frame is predicted
-                 context: int = 0,             # frames that a predicting window takes over; 0: half a window
+                 sliding_context: int = 0,             # frames that a predicting window takes over; 0: half a window
                  batch: int = 4,               # windows between keyframes made together
                  steps: int = 50,              # denoising steps of a window
                  seed: int = 0,                # of the noise
@@ -47,10 +47,10 @@ def dfot_rollout(model: str = 'tiny_base',     # a run's folder, an asset, or a 
     keep_memory()
     try:
         net, diffusion, guide = load_model(model, window)
-        first, path, name = read_start(net.cfg.size, image, cams, clip, given, frames, skip)
+        first, path, name = read_start(net.cfg.size, image, cams, clip, context, frames, skip)
         at, asks = device(), guidance_from(guidance)
         video, = generate(net.to(at), diffusion, first.to(at), path.to(at), out, [re.sub(r'[^\w.-]', '_', name)], fps, crf, guidance=asks,
-                          between=guidance_from(between) if between else None, density=density or None, context=context or None,
+                          between=guidance_from(between) if between else None, density=density or None, sliding_context=sliding_context or None,
                           batch=batch, steps=steps, seed=seed, geometry=guide,
                           about=guide and dict(parts=digest(*guide.model.state_dict().values())))
     except KeyboardInterrupt: raise SystemExit(f'dfot_rollout: interrupted; the same command goes on in {out}')

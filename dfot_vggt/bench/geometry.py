@@ -31,9 +31,9 @@ from ..inject.controlnet import ControlCfg, ControlNet
 from ..core import expect, named_randn
 from ..denoiser.diffusion import ContinuousDiffusion
 from ..geometry.features import Geometry
-from .denoiser import window
+from .denoiser import speed_inputs
 from ..denoiser.uvit import UViT3DPose, UViTCfg, golden_weights
-from ..geometry.vggt import PARTS, VGGT, VGGTCfg, load_vggt
+from ..geometry.vggt import HEAD_NAMES, VGGT, VGGTCfg, load_vggt
 
 # %% ../../nbs/bench/01_geometry.ipynb #39c009
 LIMITS = {   # row: (must, aim)
@@ -165,7 +165,7 @@ def control_work(cfg: UViTCfg,           # of the base
     "Training a base, and training ControlNets on a frozen one."
     base, whole = (golden_weights(UViT3DPose(cfg)) for _ in range(2))
     nets = {f'{name} train step': ControlNet(base, control.replace(**copied)).train() for name, copied in SETTINGS.items()}
-    diffusion, (x, cams) = ContinuousDiffusion(), window(cfg)
+    diffusion, (x, cams) = ContinuousDiffusion(), speed_inputs(cfg)
     at, known = torch.full((1, cfg.frames), .5), torch.arange(0, cfg.frames, 2)
     seen = [named_randn(f'cost.{i}', 1, len(known), *shape) for i, shape in enumerate(((control.latent, 16, 16), (control.camera,)))]
     geometry = Geometry(*seen, cams[:, known], known[None], 'random')
@@ -219,7 +219,7 @@ def vggt_rows(preset: str,          # a method of VGGTCfg
     cfg = getattr(VGGTCfg, preset)()
     with tempfile.TemporaryDirectory(dir=tmp) as folder:
         path = synthetic(Path(folder)/'model.safetensors', cfg)
-        part, whole = (apart(path, preset, parts) for parts in ((), PARTS))
+        part, whole = (apart(path, preset, parts) for parts in ((), HEAD_NAMES))
     return timed(filled(cfg), torch.rand(1, 2, 3, side, side), layers, rounds, n) + [
         dict(name='construction', value=whole['build_s'], unit='s'),
         dict(name='memory, loaded and used / weights', value=whole['grew_gb']/whole['weights_gb'], unit='x', **whole),

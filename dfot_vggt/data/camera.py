@@ -138,19 +138,19 @@ def unproject(depth: Float[Tensor, '*b h w'],   # along the optical axis, not al
 
 # %% ../../nbs/data/00_camera.ipynb #10c065
 def interpolate_cams(cams: Float[Tensor, '*b t 16'],
-                     known: Bool[Tensor, '*b t']   # True where the camera is to be kept
+                     valid: Bool[Tensor, '*b t']   # True where the camera is to be kept
                     ) -> Float[Tensor, '*b t 16']:
     "Fill the unknown cameras from their known neighbours: slerp of R, straight line of t and intrinsics, the nearest one beyond the ends."
     import roma                              # not above: it loads torch's compiler, which takes over a second
-    expect(bool(known.any(-1).all()), 'interpolate_cams', 'a known camera in every clip', 'a clip without one', 'mark a frame as known')
-    i, n = torch.arange(known.shape[-1], device=known.device), known.shape[-1]
-    left = torch.where(known, i, -1).cummax(-1).values
-    right = torch.where(known, i, n).flip(-1).cummin(-1).values.flip(-1)
+    expect(bool(valid.any(-1).all()), 'interpolate_cams', 'a known camera in every clip', 'a clip without one', 'mark a frame as known')
+    i, n = torch.arange(valid.shape[-1], device=valid.device), valid.shape[-1]
+    left = torch.where(valid, i, -1).cummax(-1).values
+    right = torch.where(valid, i, n).flip(-1).cummin(-1).values.flip(-1)
     left, right = torch.where(left < 0, right, left), torch.where(right == n, left, right)
     u = ((i - left)/(right - left).clamp(min=1)).to(cams.dtype)[..., None]
     a, b = (Cams(cams.gather(-2, j[..., None].expand(*j.shape, 16))) for j in (left, right))
     with _exact(cams): R = roma.rotvec_to_rotmat(u*roma.rotmat_to_rotvec(b.R@a.R.mT))@a.R
-    return torch.where(known[..., None], cams, Cams.make(torch.lerp(a.intr, b.intr, u), R, torch.lerp(a.t, b.t, u)).data)
+    return torch.where(valid[..., None], cams, Cams.make(torch.lerp(a.intr, b.intr, u), R, torch.lerp(a.t, b.t, u)).data)
 
 # %% ../../nbs/data/00_camera.ipynb #10c069
 def flip_cams(cams: Float[Tensor, '*b 16']) -> Float[Tensor, '*b 16']:

@@ -185,7 +185,7 @@ class Starts(Clips):
 def evaluation(self: Clips,
                n: int | None = None,         # windows; None: one per clip
                shortest: int | None = None   # frames that a clip must have; None: enough for a whole window, less: windows may be shorter
-              ) -> list:                     # of `Window`
+              ) -> list:                     # of `PlannedWindow`
     "The reference's evaluation subset: a random start of each clip, the smallest step, shuffled, the first `n`; for everybody the same."
     chance, draws = random.Random(0), []
     for key, length in self.found.items():

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from jaxtyping import Float, Int, UInt8
 from .camera import Cams
-from ..core import expect, read_tensors, write_aside
+from ..core import expect, read_tensors, atomic_write
 
 # %% ../../nbs/data/01_re10k.ipynb #11c009
 def _cams(rows: Float[Tensor, 't 18'], path) -> Float[Tensor, 't 16']:
@@ -69,7 +69,7 @@ def write_poses(path,
     "Write a camera file (aside, then renamed) that `read_poses` reads back bit for bit."
     expect(len(url.split()) == 1, str(path), 'a URL without blanks', repr(url), 'the first line of the format is one word')
     lines = [' '.join([str(s), *map(_digits, row)]) for s, row in zip(timestamps.tolist(), _rows(Cams(cams).data).tolist(), strict=True)]
-    with write_aside(path) as tmp: tmp.write_text('\n'.join([url, *lines]) + '\n')
+    with atomic_write(path) as tmp: tmp.write_text('\n'.join([url, *lines]) + '\n')
 
 # %% ../../nbs/data/01_re10k.ipynb #11c028
 def read_pose_table(path) -> Float[Tensor, 't 16']:
@@ -83,7 +83,7 @@ def read_pose_table(path) -> Float[Tensor, 't 16']:
 
 def write_pose_table(path, cams: Float[Tensor, 't 16']):
     "Write the `.pt` pose table that `read_pose_table` (and the reference loader) reads."
-    with write_aside(path) as tmp: torch.save(_rows(Cams(cams).data).clone(), tmp)
+    with atomic_write(path) as tmp: torch.save(_rows(Cams(cams).data).clone(), tmp)
 
 # %% ../../nbs/data/01_re10k.ipynb #11c032
 def read_npz(path) -> UInt8[np.ndarray, 't 3 h w']:
@@ -100,7 +100,7 @@ def read_npz(path) -> UInt8[np.ndarray, 't 3 h w']:
 
 def write_npz(path, video: UInt8[np.ndarray, 't 3 h w']):
     "Write frames uncompressed: a window is then read at the speed of the disk."
-    with write_aside(path) as tmp: np.savez(tmp, video=video)
+    with atomic_write(path) as tmp: np.savez(tmp, video=video)
 
 # %% ../../nbs/data/01_re10k.ipynb #11c033
 def write_mp4(path,
@@ -111,7 +111,7 @@ def write_mp4(path,
     import av
     h, w = video.shape[2:]
     expect(h % 2 == 0 and w % 2 == 0, str(path), 'even height and width', f'{h} x {w}', 'h264 stores colour per 2 x 2: crop or resize')
-    with write_aside(path) as tmp, av.open(str(tmp), 'w', format='mp4') as box:
+    with atomic_write(path) as tmp, av.open(str(tmp), 'w', format='mp4') as box:
         same = {'crf': str(crf), 'x264-params': 'cpu-independent=1'}         # the same bytes on every machine, every time
         stream = box.add_stream('libx264', rate=fps, width=w, height=h, pix_fmt='yuv420p', options=same, thread_count=1)
         for frame in video.transpose(0, 2, 3, 1):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N', 'MIPS', 'PHOTOS', 'PATTERNS', 'SKIES', 'HELD_OUT', 'WALLS', 'FLOORS', 'GOODS', 'RAYS', 'WORLD_MEAN', 'WORLD_STD',
-           'photo', 'noise', 'window', 'door', 'stock', 'Room', 'aim', 'cast', 'colours', 'Frames', 'render', 'stand',
-           'walk', 'world_version', 'make_re10k']
+           'photo', 'noise', 'window_pane', 'door', 'stock', 'Room', 'aim', 'cast', 'colours', 'Frames', 'render',
+           'stand', 'walk', 'world_version', 'make_re10k']
 
 # %% ../../nbs/data/02_scenes.ipynb #12c004
 import hashlib
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .camera import look_at, rays
-from ..core import asset, expect, write_aside
+from ..core import asset, expect, atomic_write
 from .re10k import Layout, write_mp4, write_npz, write_pose_table, write_poses
 
 # %% ../../nbs/data/02_scenes.ipynb #12c010
@@ -124,7 +124,7 @@ def framed(dice: Random, picture: Float[Tensor, '3 128 128']) -> Float[Tensor, '
 # %% ../../nbs/data/02_scenes.ipynb #12c024
 SKIES = [((.35, .55, .85), (.75, .85, .95)), ((.25, .45, .75), (.6, .75, .9)), ((.3, .3, .55), (.95, .7, .5))]      # zenith, horizon
 
-def window(dice: Random) -> Float[Tensor, '3 128 128']:
+def window_pane(dice: Random) -> Float[Tensor, '3 128 128']:
     "Sky over hills behind a white cross."
     x = (torch.arange(N) + .5)/N
     sky, low, hill = (torch.tensor(c)[:, None, None] for c in (*_pick(dice, SKIES), _hue(_among(dice, .2, .4), .5, _among(dice, .3, .5))))
@@ -213,7 +213,7 @@ def _hangings(dice, posters, sign, middle, width, height):
         kind, w, h, raised = dice.random(), _among(dice, .16, .3), _among(dice, .18, .26), height*_among(dice, .5, .62)
         if   kind < .35: tile, h = framed(dice, photo(_pick(dice, posters))), w
         elif kind < .50: tile, h = framed(dice, painting(dice)), w
-        elif kind < .68: tile = window(dice)
+        elif kind < .68: tile = window_pane(dice)
         elif kind < .82: tile, w, h, raised = door(dice), .7*w + .05, .8*height, .4*height
         else:            tile, h, raised = shelf(dice), 1.4*h, .7*h
         w = min(w, .85*slot)
@@ -266,19 +266,19 @@ class Room:
     seed: int                  # any whole number
     split: str = 'training'    # or 'test': other dice and, in part, textures that no training room has
 
-    def dice(self, what: str) -> Random: return Random(f'{self.split}/{self.seed}/{what}')
+    def rng(self, what: str) -> Random: return Random(f'{self.split}/{self.seed}/{what}')
 
     @cached_property
-    def boxes(self) -> Float[Tensor, 'k 2 3']: return torch.tensor(furnish(self.dice('boxes')))
+    def boxes(self) -> Float[Tensor, 'k 2 3']: return torch.tensor(furnish(self.rng('boxes')))
 
     @cached_property
     def lamp(self) -> Float[Tensor, '3']:
         "A bulb below the ceiling."
-        dice, size = self.dice('lamp'), self.boxes[0, 1] - self.boxes[0, 0]
+        dice, size = self.rng('lamp'), self.boxes[0, 1] - self.boxes[0, 0]
         return size*torch.tensor([_among(dice, -.25, .25), -.88, _among(dice, -.25, .25)])
 
     @cached_property
-    def painted(self) -> tuple: return decorate(self.dice('paint'), self.boxes.tolist(), stock(self.split))
+    def painted(self) -> tuple: return decorate(self.rng('paint'), self.boxes.tolist(), stock(self.split))
 
     @property
     def layers(self) -> Float[Tensor, 'f 4 6']: return self.painted[0]
@@ -348,7 +348,7 @@ def albedo(layers: Float[Tensor, 'f 4 6'],
     return torch.lerp(torch.lerp(tap(i, j), tap(i, j + 1), du), torch.lerp(tap(i + 1, j), tap(i + 1, j + 1), du), dv).T
 
 # %% ../../nbs/data/02_scenes.ipynb #12c056
-def light(boxes: Float[Tensor, 'k 2 3'],
+def shade(boxes: Float[Tensor, 'k 2 3'],
           lamp: Float[Tensor, '3'],
           p: Float[Tensor, '3 n'],        # points
           face: Int[Tensor, 'n'],         # the faces they lie on
@@ -384,7 +384,7 @@ def colours(room: Room,
         slant = torch.where(axis == 0, d[0], torch.where(axis == 1, d[1], d[2])).abs()*(d[0]**2 + d[1]**2 + d[2]**2).rsqrt()
         footprint = (z/(n*c[:, 0, None, None])*slant.clamp(min=.05).rsqrt()).flatten()
         p, f = (o + z*d).flatten(1), face.flatten()
-        rgb = albedo(layers, texels, p, f, footprint)*light(room.boxes, room.lamp, p, f)
+        rgb = albedo(layers, texels, p, f, footprint)*shade(room.boxes, room.lamp, p, f)
         return F.avg_pool2d(rgb.reshape(3, -1, n, n).transpose(0, 1), ss).clamp(0, 1)
     return torch.cat([some(c) for c in cams.split(max(1, RAYS//n**2))])
 
@@ -437,7 +437,7 @@ def walk(room: Room,
          n: int = 64,         # frames; frame n would be frame 0 again
         ) -> Float[Tensor, 'n 16']:
     "Cameras of the room's closed, smooth walk: clear of walls and furniture, never close to what it looks at."
-    dice, coarse, (lo, hi) = room.dice('walk'), torch.arange(64)/64*tau, room.boxes[0]
+    dice, coarse, (lo, hi) = room.rng('walk'), torch.arange(64)/64*tau, room.boxes[0]
     for trial in range(1000):
         path = _loop(dice, room.boxes[0], .99**trial)
         eye, yaw, pitch = path(coarse)
@@ -491,7 +491,7 @@ def make_re10k(root,                         # folder of the data set
         old = json.loads(note.read_text())
         expect(old == made, str(note), old, made, 'write to another folder, or ask for what this one holds')
     else:
-        with write_aside(note) as tmp: tmp.write_text(json.dumps(made))
+        with atomic_write(note) as tmp: tmp.write_text(json.dumps(made))
     job = partial(_write_room, root=root, split=split, frames=frames, size=size, video_size=video_size)
     seeds, bar = range(seed, seed + n), partial(tqdm, total=n, desc=f'{split} rooms', disable=None)
     if not workers: return list(bar(map(job, seeds)))

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.camera import Cams, normalise_by_first, unproject
-from ..core import expect, write_aside
+from ..core import expect, atomic_write
 
 # %% ../../nbs/geometry/04_reconstruct.ipynb #38c010
 def abs_rel(depth: Float[Tensor, '*b s h w'],     # predicted, in any unit
@@ -139,7 +139,7 @@ def write_ply(path, cloud: Cloud):
     rows['xyz'], rows['rgb'] = cloud.points.detach().cpu().numpy(), _bytes(cloud.rgb)
     fields = ['float x', 'float y', 'float z', 'uchar red', 'uchar green', 'uchar blue']
     head = ['ply', 'format binary_little_endian 1.0', f'element vertex {len(rows)}', *(f'property {f}' for f in fields), 'end_header', '']
-    with write_aside(path) as tmp: tmp.write_bytes('\n'.join(head).encode() + rows.tobytes())
+    with atomic_write(path) as tmp: tmp.write_bytes('\n'.join(head).encode() + rows.tobytes())
 
 def _bytes(rgb): return (rgb.detach().float().cpu().clamp(0, 1)*255).round().byte().numpy()
 
@@ -176,7 +176,7 @@ def write_colmap(folder,
     pixels = (c.intr*torch.tensor([w, h, w, h])).tolist()
     rows = zip(cloud.points.detach().cpu().double().tolist(), _bytes(cloud.rgb).tolist(), frame.tolist(), place.tolist())
     a, b, p = (Path(folder)/f'{name}.txt' for name in ('cameras', 'images', 'points3D'))
-    with write_aside(a) as a, write_aside(b) as b, write_aside(p) as p:                # all are complete before the first is renamed
+    with atomic_write(a) as a, atomic_write(b) as b, atomic_write(p) as p:                # all are complete before the first is renamed
         a.write_text(''.join(row(i + 1, 'PINHOLE', w, h, *pixels[i]) for i in range(s)))
         b.write_text(''.join(images))
         p.write_text(''.join(row(i + 1, *x, *rgb, 0., f + 1, k) for i, (x, rgb, f, k) in enumerate(rows)))

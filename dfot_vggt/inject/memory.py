@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.camera import project, unproject
-from .controlnet import Copies
+from .controlnet import CopiedLevels
 from ..core import expect, rng
 from ..geometry.features import Geometry, regrid
 from ..denoiser.layers import zero_init
@@ -28,12 +28,12 @@ class MemoryCfg(PointsCfg):
     first: int | None = None     # the finest level that is copied; None: the first where frames meet, `UViT3DPose.apart`
     mid: int = 1                 # how many middle blocks are copied
     drop: float = .15            # share of training clips that remember nothing
-    dirt: float = .5             # share of remembered frames that look generated: blurred, and stained
+    augment: float = .5             # share of remembered frames that look generated: blurred, and stained
     blur: int = 16               # pixels a side of the picture that is mixed into such a frame
-    stain: float = .04           # RGB, deviation of its blotches
+    colour_noise: float = .04           # RGB, deviation of its blotches
 
 # %% ../../nbs/inject/04_memory.ipynb #34c014
-class MemoryNet(Copies):
+class MemoryNet(CopiedLevels):
     "Copies that read, in every frame of the window, what memory shows there, through zero layers."
     def __init__(self, base: UViT3DPose, cfg: MemoryCfg):
         super().__init__(base, cfg)
@@ -45,7 +45,7 @@ class MemoryNet(Copies):
         "An empty one that this module can read."
         return SpatialMemory(self.cfg)
 
-    def lay(self, cams: Float[Tensor, 'b t 16'], geometry: Geometry | SpatialMemory) -> tuple:
+    def entry_maps(self, cams: Float[Tensor, 'b t 16'], geometry: Geometry | SpatialMemory) -> tuple:
         "What memory shows of every frame of the window; of a `Geometry` a memory is made first."
         with torch.no_grad(), torch.autocast(cams.device.type, enabled=False):
             memory = geometry if isinstance(geometry, SpatialMemory) else self.memory().add(geometry)
@@ -59,7 +59,7 @@ class MemoryNet(Copies):
         return laid, laid[0].new_zeros(*cams.shape[:2], self.base.cfg.emb)
 
     @torch.no_grad()
-    def spoil(self, geometry: Geometry,
+    def augment(self, geometry: Geometry,
               gens: list,                  # of generators, one per clip: the same gives the same
               ) -> Geometry:
         "For training: some clips forget everything, some frames look as if they had been generated. Images and depth only."
@@ -69,7 +69,7 @@ class MemoryNet(Copies):
         chance = torch.stack([torch.rand(1 + 2*s, generator=g) for g in gens]).to(dev)
         stain = torch.stack([torch.randn(s, 3, n, n, generator=g) for g in gens]).to(dev)
         dirty, much = chance[:, 1:].unflatten(1, (2, s)).unbind(1)
-        much = ((dirty < cfg.dirt)*much)[..., None, None, None]
-        soft = regrid(regrid(images, (n, n)) + cfg.stain*stain, images.shape[-2:])
+        much = ((dirty < cfg.augment)*much)[..., None, None, None]
+        soft = regrid(regrid(images, (n, n)) + cfg.colour_noise*stain, images.shape[-2:])
         gone = (chance[:, 0] < cfg.drop)[:, None, None, None]
         return replace(geometry, images=torch.lerp(images, soft, much), depth=geometry.depth.masked_fill(gone, 0.))

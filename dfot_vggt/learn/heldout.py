@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import commit, device, expect, load_report, read_tensors, write_aside
+from ..core import commit, device, expect, load_report, read_tensors, atomic_write
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import make_diffusion
 from ..denoiser.uvit import UViT3DPose
 from .config import RunCfg
-from .losses import at_level, base_loss, windows
+from .losses import at_level, base_loss, training_windows
 from .recipes import shipped_base
-from .runs import learner, load_run
+from .runs import build_trainable, load_run
 from .train import saved_step
 
 # %% ../../nbs/learn/09_heldout.ipynb #52r011
@@ -54,7 +54,7 @@ def loss_on_batches(run: RunCfg, model: nn.Module,      # what the run trains
     "Mean training loss over the batches of `steps` steps, without training on them."
     loss_fn, total = base_loss(run), 0.
     model.train()
-    for batch, step in islice(windows(run, root)(first, 0, 1), steps):
+    for batch, step in islice(training_windows(run, root)(first, 0, 1), steps):
         total += sum(v.mean().item() for v in loss_fn(model, (batch.to(device()), step)).values())
     return total/steps
 
@@ -64,13 +64,13 @@ def record_run(run: RunCfg, folder,                     # of a base, finished or
     "Held-out PSNR and loss of a run at the step that it stands at, added to `<name>_heldout.json`."
     step, path = saved_step(folder), Path(to)/f'{run.name}_heldout.json'
     expect(step, str(folder), 'a folder with a state', 'none', 'train first')
-    psnr = heldout_psnr(run, load_run(learner(run), folder).to(device()), root, windows)
-    raw, state = learner(run), read_tensors(Path(folder)/'state'/f'step-{step:07d}.pt')
+    psnr = heldout_psnr(run, load_run(build_trainable(run), folder).to(device()), root, windows)
+    raw, state = build_trainable(run), read_tensors(Path(folder)/'state'/f'step-{step:07d}.pt')
     load_report(raw, state['model'], str(folder))
     as_shipped = run.replace(diffusion=run.diffusion.replace(bias=shipped_base().diffusion.bias))
     loss = loss_on_batches(as_shipped, raw.to(device()), step, steps, root)
     row = dict(step=step, psnr={f'{level:g}': round(v, 2) for level, v in psnr.items()}, loss=round(loss, 6), recipe=run.key(),
                commit=commit())
     rows = [r for r in (json.loads(path.read_text()) if path.exists() else []) if r['step'] != step] + [row]
-    with write_aside(path) as tmp: tmp.write_text(json.dumps(sorted(rows, key=lambda r: r['step']), indent=1) + '\n')
+    with atomic_write(path) as tmp: tmp.write_text(json.dumps(sorted(rows, key=lambda r: r['step']), indent=1) + '\n')
     return row

@@ -54,17 +54,17 @@ def sharpness(pred: Float[Tensor, '*b t c h w'], truth: Float[Tensor, '*b t c h 
 
 # %% ../../nbs/learn/04_metrics.ipynb #42c022
 def copy_last(truth: Float[Tensor, '*b t c h w'],
-              given: int,                          # frames that were known
+              context: int,                          # frames that were known
              ) -> Float[Tensor, '*b t c h w']:
     "The last given frame for ever."
-    expect(1 <= given < truth.shape[-4], 'given', f'1 to {truth.shape[-4] - 1} frames', given,
+    expect(1 <= context < truth.shape[-4], 'given', f'1 to {truth.shape[-4] - 1} frames', context,
            'a baseline needs a frame to copy and one to fill')
-    return torch.cat([truth[..., :given, :, :, :], truth[..., given - 1:given, :, :, :].expand_as(truth[..., given:, :, :, :])], -4)
+    return torch.cat([truth[..., :context, :, :, :], truth[..., context - 1:context, :, :, :].expand_as(truth[..., context:, :, :, :])], -4)
 
-def mean_colour(truth: Float[Tensor, '*b t c h w'], given: int) -> Float[Tensor, '*b t c h w']:
+def mean_colour(truth: Float[Tensor, '*b t c h w'], context: int) -> Float[Tensor, '*b t c h w']:
     "Every asked frame in the mean colour of its truth."
-    asked = truth[..., given:, :, :, :]
-    return torch.cat([truth[..., :given, :, :, :], asked.mean((-1, -2), keepdim=True).expand_as(asked)], -4)
+    asked = truth[..., context:, :, :, :]
+    return torch.cat([truth[..., :context, :, :, :], asked.mean((-1, -2), keepdim=True).expand_as(asked)], -4)
 
 # %% ../../nbs/learn/04_metrics.ipynb #42c028
 def revisits(cams: Float[Tensor, 't 16'],
@@ -115,17 +115,17 @@ METRICS = Metric('PSNR', psnr, 'dB'), Metric('SSIM', ssim), Metric('sharpness', 
 # %% ../../nbs/learn/04_metrics.ipynb #42c036
 def evaluate(pred: Float[Tensor, 'b t c h w'],     # RGB in [0,1]
              truth: Float[Tensor, 'b t c h w'],    # RGB in [0,1]
-             given: int,                           # frames at the start that were known: left out
+             context: int,                           # frames at the start that were known: left out
              pairs: Sequence = (),                 # revisits, (earlier, later); default: (0, last) if the truth returns to its start
              metrics: Sequence[Metric] = METRICS,
             ) -> dict:                             # 'curves' {name: list, one per asked frame}, 'scalars' {name: mean}, 'frames', 'clips'
     "All metrics of a generated video; plain numbers, ready for JSON."
     expect(pred.ndim == 5, 'videos', 'axes b t c h w', tuple(pred.shape), 'add the clip axis: x[None]')
-    expect(0 <= given < pred.shape[1], 'given', f'0 to {pred.shape[1] - 1} of {pred.shape[1]} frames', given,
+    expect(0 <= context < pred.shape[1], 'given', f'0 to {pred.shape[1] - 1} of {pred.shape[1]} frames', context,
            'nothing would be left to judge')
-    values = {m.name: m.fn(pred, truth)[:, given:] for m in metrics}
+    values = {m.name: m.fn(pred, truth)[:, context:] for m in metrics}
     out = dict(curves={k: v.mean(0).tolist() for k, v in values.items()}, scalars={k: v.mean().item() for k, v in values.items()},
-               frames=list(range(given, pred.shape[1])), clips=len(pred))
+               frames=list(range(context, pred.shape[1])), clips=len(pred))
     pairs = pairs or ([(0, pred.shape[1] - 1)] if truth[:, 0].equal(truth[:, -1]) else ())
     if pairs:
         back = revisit_error(pred, pairs)
@@ -170,12 +170,12 @@ class Table:
 # %% ../../nbs/learn/04_metrics.ipynb #42c045
 def table(results: dict,                               # {name of the model: what `evaluate` returned}
           truth: Float[Tensor, 'b t c h w'],           # the same truth
-          given: int,                                  # the same number of known frames
+          context: int,                                  # the same number of known frames
           pairs: Sequence = (),                        # the same revisits
           metrics: Sequence[Metric] = METRICS,
          ) -> Table:
     "Models side by side, with the two baselines that every table must have."
-    n = max(given, 1)
+    n = max(context, 1)
     answers = {'copy': copy_last(truth, n), 'mean colour': mean_colour(truth, n)}
     blank = {name: evaluate(x, truth, n, pairs, metrics)['scalars'] for name, x in answers.items()}
     return Table({k: r['scalars'] for k, r in results.items()}, blank, metrics)

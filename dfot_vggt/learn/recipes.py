@@ -23,9 +23,9 @@ from ..inject.align import AlignCfg
 from ..inject.controlnet import ControlCfg
 from ..inject.memory import MemoryCfg
 from ..inject.tokens import TokenCfg
-from .config import EyeCfg, Re10kCfg, RunCfg, WorldCfg
+from .config import VGGTRunCfg, Re10kCfg, RunCfg, WorldCfg
 from .muon import MuonCfg
-from .runs import PARTS
+from .runs import INJECTORS
 from .train import TrainCfg
 
 # %% ../../nbs/learn/07_recipes.ipynb #51c027
@@ -41,8 +41,8 @@ def shipped_base() -> RunCfg:
 def _variant(name: str, **parts) -> RunCfg:
     "The shipped base under parts that read the shipped small VGGT; frozen, if the parts do not say otherwise."
     steps = TrainCfg(steps=1000, lr=1e-3, warmup=20, ema=.99, precision='bf16', save_every=50)
-    return shipped_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), eye='tiny_vggt.safetensors',
-                                      layers=(2, 4), task=PrefixMixture(clips=1.), noised=.5, train=steps) | parts)
+    return shipped_base().replace(**dict(name=name, base='tiny_base.safetensors', vggt=VGGTCfg.tiny(), vggt_weights='tiny_vggt.safetensors',
+                                      layers=(2, 4), task=PrefixMixture(clips=1.), noised_context=.5, train=steps) | parts)
 
 TINY = dict(latent=512, camera=512)        # channels of two layers of the small VGGT side by side: 2 x 2*dim
 
@@ -67,7 +67,7 @@ def tiny_memory() -> RunCfg:
 def tiny_align() -> RunCfg:
     "The base goes on learning, at a tenth of the rate, and its middle is to say what VGGT sees."
     run = _variant('tiny_align', align=AlignCfg(TINY['latent'], 2, 'mid.2', angular=.03, scale=.003), train_base=True,
-                   task=PrefixMixture(), noised=0.)
+                   task=PrefixMixture(), noised_context=0.)
     return run.replace(train=run.train.replace(steps=400, scale=(('base.', .1),)))
 
 def tiny_all() -> RunCfg:
@@ -79,11 +79,11 @@ def tiny_discrete() -> RunCfg:
     "The recipe of the base with integer noise levels, min-SNR weights and an answer that is the picture."
     run = tiny_base()
     told = run.model.replace(fourier=False)
-    return run.replace(name='tiny_discrete', model=told, diffusion=DiscreteCfg(objective='x0', weight='min_snr'))
+    return run.replace(name='tiny_discrete', model=told, diffusion=DiscreteCfg(prediction_type='x0', loss_weight='min_snr'))
 
-def tiny_vggt() -> EyeCfg:
+def tiny_vggt() -> VGGTRunCfg:
     "A small VGGT, trained in the rooms of `shipped_base` with true depth and cameras."
-    return EyeCfg('tiny_vggt', WorldCfg(skip=(1, 4)), train=TrainCfg(steps=4500, lr=7e-4, warmup=100, precision='bf16', save_every=100))
+    return VGGTRunCfg('tiny_vggt', WorldCfg(skip=(1, 4)), train=TrainCfg(steps=4500, lr=7e-4, warmup=100, precision='bf16', save_every=100))
 
 def re10k() -> RunCfg:
     "The released DFoT, trained on as it was: 458.8 M parameters, 256 px, 8 frames."
@@ -98,8 +98,8 @@ def re10k_16() -> RunCfg:
 def _large(name: str, **parts) -> RunCfg:
     "The released DFoT under parts that read the released VGGT."
     steps = TrainCfg(steps=20_000, lr=1e-4, warmup=1000, ema=.9999, precision='bf16', save_every=500)
-    return re10k().replace(**dict(name=name, vggt=VGGTCfg.vggt_1b(), eye='facebook/VGGT-1B', layers=(11, 23),
-                                  task=PrefixMixture(clips=1.), noised=.5, train=steps) | parts)
+    return re10k().replace(**dict(name=name, vggt=VGGTCfg.vggt_1b(), vggt_weights='facebook/VGGT-1B', layers=(11, 23),
+                                  task=PrefixMixture(clips=1.), noised_context=.5, train=steps) | parts)
 
 LARGE = dict(latent=4096, camera=4096)     # the same of the released one
 
@@ -120,7 +120,7 @@ def re10k_memory() -> RunCfg:
 def re10k_align() -> RunCfg:
     "Geometry Forcing's own setting: the whole model learns slowly, its third level is held against VGGT."
     steps = TrainCfg(steps=10_000, lr=8e-6, warmup=1000, decay=0., ema=.9999, precision='bf16', save_every=500)
-    return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), noised=0., train=steps)
+    return _large('re10k_align', align=AlignCfg(LARGE['latent'], layers=2), train_base=True, task=Task(), noised_context=0., train=steps)
 
 RECIPES = {f.__name__: f for f in (
     tiny_base, shipped_base, tiny_discrete, tiny_vggt, tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align, tiny_all,
@@ -152,7 +152,7 @@ def _brief(o) -> str:
     told = [f'{f.name}={_brief(getattr(o, f.name))}' for f in fields(o) if getattr(o, f.name) != f.default]
     return f'{type(o).__name__}({", ".join(told)})'
 
-def _named(name: str) -> RunCfg | EyeCfg:
+def _named(name: str) -> RunCfg | VGGTRunCfg:
     expect(name in RECIPES, 'recipe', f'one of {", ".join(RECIPES)}', repr(name), 'correct the name', error=KeyError)
     return RECIPES[name]()
 
@@ -160,7 +160,7 @@ def baseline(name: str) -> str:
     "The recipe that another one stands on: that of its base, or the one that goes on with the same weights and has no parts."
     run = _named(name)
     expect(isinstance(run, RunCfg), name, 'a recipe of a denoiser', type(run).__name__, 'name two recipes')
-    def bare(r): return isinstance(r, RunCfg) and r.base == run.base and not any(getattr(r, part) is not None for part in PARTS)
+    def bare(r): return isinstance(r, RunCfg) and r.base == run.base and not any(getattr(r, part) is not None for part in INJECTORS)
     made = shipped_base.__name__ if run.base == 'tiny_base.safetensors' else Path(run.base).stem
     return made if made in RECIPES else next(n for n, f in RECIPES.items() if bare(f()))
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import Cfg, contents, device, expect, half_is_fast, load_report, read_tensors, rng, sole, write_aside
+from ..core import Cfg, contents, device, expect, half_is_fast, load_report, read_tensors, rng, folder_lock, atomic_write
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
@@ -120,8 +120,8 @@ def save_state(folder: Path, step: int, model: nn.Module, ema: EMA, opt: torch.o
     state = folder/'state'/f'step-{step:07d}.pt'
     everything = dict(step=step, model=weights(model), ema=ema.mean, optimizer=opt.state_dict())
     if getattr(opt, 'scaler', None): everything['scaler'] = opt.scaler.state_dict()
-    with write_aside(state) as tmp: torch.save(everything, tmp)
-    with write_aside(folder/'model.safetensors') as tmp: save_file({n: v.contiguous() for n, v in ema.weights(model).items()}, tmp)
+    with atomic_write(state) as tmp: torch.save(everything, tmp)
+    with atomic_write(folder/'model.safetensors') as tmp: save_file({n: v.contiguous() for n, v in ema.weights(model).items()}, tmp)
     for old in state.parent.glob('step-*.pt'):
         if old != state: old.unlink()
 
@@ -152,7 +152,7 @@ def read_log(folder, name: str = 'log.jsonl') -> list[dict]:
 
 def _cut_log(folder: Path, step: int):
     kept = [r for r in read_log(folder) if r['step'] < step]
-    with write_aside(folder/'log.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+    with atomic_write(folder/'log.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in kept))
     return kept
 
 def loss_curve(log: list[dict], smooth: float = .98):
@@ -222,7 +222,7 @@ def train(model: nn.Module,                     # trained in place; frozen param
     acc = Accelerator(mixed_precision=chosen_precision(cfg.precision, device().type), cpu=device().type == 'cpu')
     if cfg.precision == 'fp16' and acc.scaler is None: acc.native_amp, acc.scaler = True, torch.amp.GradScaler('cpu')
     if acc.num_processes > 1: atexit.register(_leave_group)
-    with sole(folder) if acc.is_main_process else nullcontext():
+    with folder_lock(folder) if acc.is_main_process else nullcontext():
         _claim(folder, cfg, acc)
         return _train(model, loss_fn, batches, cfg, folder, observers, acc)
 

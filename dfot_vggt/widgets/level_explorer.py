@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import expect, rng
 from ..denoiser.diffusion import Diffusion
-from ..show import Fig, f32, fig, pixels
+from ..show import Fig, f32, fig, to_uint8
 from ..denoiser.uvit import UViT3DPose
 
 # %% ../../nbs/widgets/00_level_explorer.ipynb #50c045
@@ -47,7 +47,7 @@ def channel_figure(video: Float[Tensor, 't 3 h w'],  # RGB in [0,1]
     expect(0 <= channel < a.shape[1], 'channel', f'0 ... {a.shape[1]-1} at {level}', channel, 'choose another', error=IndexError)
     expect(0 <= frame < len(a), 'frame', f'0 ... {len(a)-1} (t)', frame, 'choose a frame of the clip', error=IndexError)
     z, most, spread = a[frame, channel], float(a[:, channel].abs().max()) or 1., a[frame].flatten(1).std(1)
-    traces = [go.Image(z=pixels(video[frame]), hoverinfo='skip'),
+    traces = [go.Image(z=to_uint8(video[frame]), hoverinfo='skip'),
               go.Heatmap(z=f32(z), zmin=-most, zmax=most, colorscale=SIGNED, colorbar=dict(thickness=8, x=.59, len=.9),
                          xaxis='x2', yaxis='y2'),
               go.Scatter(y=f32(spread), mode='lines', line=dict(color='#999', width=1), xaxis='x3', yaxis='y3'),
