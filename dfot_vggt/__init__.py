@@ -15,7 +15,7 @@ _PUBLIC = {                                                # module: names that 
     'denoiser.checkpoints': 'load_dfot',
     'geometry.vggt': 'VGGT VGGTCfg load_vggt',
     'geometry.features': 'Geometry features',
-    'inject.injector': 'Guide Injected Injector',
+    'inject.injector': 'GeometryGuide Injected Injector',
     'inject.controlnet': 'ControlCfg ControlNet',
     'inject.tokens': 'TokenCfg TokenInjector',
     'inject.points': 'SpatialMemory',

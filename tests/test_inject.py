@@ -146,7 +146,7 @@ def one_more(right): return lambda video, cams, known: right(video, cams, known)
 FAULTS = {'a zero is dropped': dict(control=(control, 'zero_init', loud), memory=(control, 'zero_init', loud), tokens=(tokens, 'zero_init', loud)),
           'the copy is not one': dict(control=(control, 'deepcopy', afresh), memory=(control, 'deepcopy', afresh)),
           'the copy is skipped': dict(control=(control.ControlNet, 'sections', skipped), memory=(MemoryNet, 'sections', skipped)),
-          'a gradient is cut': dict(control=(control.ControlNet, 'lay', no_grad), memory=(MemoryNet, 'lay', no_grad),
+          'a gradient is cut': dict(control=(control.ControlNet, 'entry_maps', no_grad), memory=(MemoryNet, 'entry_maps', no_grad),
                                     tokens=(TokenInjector, 'prepared', no_grad)),
           'the layout is scrambled': dict(control=(control, 'place', next_frame), memory=(memory, 'splat', mirrored),
                                           tokens=(TokenInjector, 'sources', blurred)),
@@ -221,7 +221,7 @@ def test_alignment_and_an_injector_train_together(name, world):
         opt.zero_grad(); sum(v.mean() for v in losses.values()).backward(); opt.step()
     liveness(net, step, 4).assert_ok()
     said = net.eval().window(world.cams, None, world.probe.geometry)(world.probe.x, world.probe.noise_levels)
-    assert set(net.output_taps) <= set(said) and not any(hasattr(net.injectors.align, n) for n in ('window', 'outlets')), 'nothing of it in a video'
+    assert set(net.output_taps) <= set(said) and not any(hasattr(net.injectors.align, n) for n in ('window', 'output_taps')), 'nothing of it in a video'
 
 # --- checkpoints
 

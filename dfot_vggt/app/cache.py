@@ -65,7 +65,7 @@ def _repair(run, root):
 def _prune(run, root, also, only_look):
     from dfot_vggt.geometry.feature_cache import prune, unused
     from dfot_vggt.learn.cached import all_recipes, used
-    folder, known = Path(root)/'features', known_recipes(root, also)
+    folder, known = Path(root)/'features', all_recipes(root, also)
     print('recipes that are known to use features:', f'  what was asked for: {run.name}',
           *[f'  {where}' + ('' if where.startswith('the house') else f' ({r.name})') for where, r in known.items()], sep='\n')
     gone = (unused if only_look else prune)(folder, used(run, root, also))

@@ -73,8 +73,8 @@ def settings(model, diffusion: Diffusion, frames, cams, keys, about: dict, kw: d
     said = {n: v for n, v in (said | kw).items() if n not in ('past', 'progress', 'on_step', 'keys', 'index', 'geometry')}
     expect(not kw.get('geometry') or about, 'about', 'what the geometry depends on, e.g. {"injector": hash of its weights}', about,
            'without it a video could go on with another geometry')
-    given = frames.shape[1] if said['given'] is None else said['given']
-    plan = plan_rollout(given, cams.shape[1], model.cfg.frames, said['context'], said['density'])
+    given = frames.shape[1] if said['at'] is None else said['at']
+    plan = plan_rollout(given, cams.shape[1], model.cfg.frames, said['sliding_context'], said['density'])
     weights = digest(*(x for n, w in model.state_dict().items() for x in (n, w)))
     plain = {n: v.to_dict() if isinstance(v, Cfg) else v for n, v in said.items()}
     seen = dict(model=weights, diffusion=diffusion.cfg.to_dict(), frames=digest(frames), cams=digest(cams), clips=keys, plan=digest(plan))

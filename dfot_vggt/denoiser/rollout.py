@@ -53,7 +53,7 @@ def sample_frames(model,                                  # `UViT3DPose` in eval
     x = sample_window(model, diffusion, model.normalise(video), mask, cams_cond(model, cams), noise, steps, guidance, lag, control=control,
                       on_step=on_step)
     whole = torch.where(known, video, model.denormalise(x).clamp(0, 1))
-    if hasattr(geometry, 'remember'): geometry.observe(whole, cams, mask, rows)
+    if hasattr(geometry, 'observe'): geometry.observe(whole, cams, mask, rows)
     return whole
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c000
@@ -112,10 +112,10 @@ def plan_rollout(at: int | Iterable[int],     # how many first frames are there 
     "Windows in an order in which each sees only what is known: predictions, then the gaps, pass after pass."
     at = set(range(at) if isinstance(at, int) else at)
     sliding_context = window//2 if sliding_context is None else sliding_context
-    expect(0 < sliding_context < window, 'context', f'1 to {window - 1} of a window of {window} frames (t)', sliding_context, 'leave room for new frames')
+    expect(0 < sliding_context < window, 'sliding_context', f'1 to {window - 1} of a window of {window} frames (t)', sliding_context, 'leave room for new frames')
     expect(density is None or 0 < density <= 1, 'density', 'a share of the frames, more than 0 and at most 1', density, 'e.g. .08')
-    expect(at <= {*range(frames)}, 'given', f'frames of 0 to {frames - 1}', sorted(at - {*range(frames)}), 'make the video longer')
-    expect(not at or 0 in at, 'given', 'frame 0 among them', sorted(at)[:5], 'to go back in time, turn frames and cameras round')
+    expect(at <= {*range(frames)}, 'at', f'frames of 0 to {frames - 1}', sorted(at - {*range(frames)}), 'make the video longer')
+    expect(not at or 0 in at, 'at', 'frame 0 among them', sorted(at)[:5], 'to go back in time, turn frames and cameras round')
     keyframes = range(frames) if density is None or frames < 3 else _spread(0, frames - 1, max(2, round(density*frames)))
     row = sorted(at) + sorted({i for i in keyframes if i > max(at, default=-1)})
     plan, done = [], len(at)
@@ -202,7 +202,7 @@ def stream(model, diffusion: Diffusion,
           ) -> Iterator[tuple[Float[Tensor, 'b a c h w'], RolloutState]]:
     "The next frames in order of time (perhaps none), and where the rollout stands: at the beginning, and after every run."
     n, at = cams.shape[1], list(range(frames.shape[1]) if at is None else at)
-    expect(len(at) == frames.shape[1], 'given', f'{frames.shape[1]} numbers, one per given frame (s)', len(at), 'name every one')
+    expect(len(at) == frames.shape[1], 'at', f'{frames.shape[1]} numbers, one per given frame (s)', len(at), 'name every one')
     runs = order_windows(plan_rollout(at, n, model.cfg.frames, sliding_context, density), 1 if kw.get('geometry') else batch)
     last = {i: k for k, windows in enumerate(runs) for w in windows for i in w.context}                 # the last run that sees a frame
     def hand_out(past):

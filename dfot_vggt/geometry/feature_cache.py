@@ -246,7 +246,7 @@ class FeatureCache:
                'resize on reading instead')
         lacks = [n for n in DEPTH_HEADS if cfg.depth and getattr(vggt, n) is None]
         expect(not lacks, 'CacheCfg.depth', f'a VGGT with {" and ".join(DEPTH_HEADS)}', f'one without {" and ".join(lacks)}',
-               f'load it with parts={DEPTH_HEADS}')
+               f'load it with heads={DEPTH_HEADS}')
         self.root, self.vggt, self.layers, self.cfg, self.basis = Path(root), vggt, tuple(layers), cfg, basis
         self.hits, self.misses, self._claims = 0, 0, {}
         self.forget()

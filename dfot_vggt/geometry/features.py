@@ -115,7 +115,7 @@ def run_vggt(vggt: VGGT, frames: Float[Tensor, 'b s c h w'], layers: tuple, dept
     "`(latents b s d h w, camera b s d)` of frames that VGGT may see together, with `depth` also `(depth, poses, images)`; as `Geometry`."
     lacks = [n for n in ('camera_head', 'depth_head') if depth and getattr(vggt, n, None) is None]
     expect(not lacks, 'depth', 'a VGGT with a camera head and a depth head', f'one without {" and ".join(lacks)}',
-           "build it with parts=('camera_head', 'depth_head')")
+           "build it with heads=('camera_head', 'depth_head')")
     with torch.autocast(frames.device.type, enabled=False):
         images = vggt.fit(frames.float())
         said = vggt(images, layers=layers) if depth else None                            # one pass for tokens and heads

@@ -26,7 +26,7 @@ from ..trace import liveness
 # %% ../../nbs/inject/00_injector.ipynb #in07
 class Injector(nn.Module):
     "Turns geometry into control of a frozen denoiser. A subclass names its `outlets` and writes `window`."
-    outlets = ()                               # taps of the base that it may write to
+    output_taps = ()                               # taps of the base that it may write to
 
     def __init__(self, base: UViT3DPose):      # is frozen and put in eval mode here; not among this module's parameters
         super().__init__()
@@ -148,7 +148,7 @@ class Injected(nn.Module):
     @property
     def output_taps(self) -> tuple:
         "Taps of the base that some part may speak to."
-        return tuple(dict.fromkeys(tap for part in self.injectors.values() for tap in getattr(part, 'outlets', ())))
+        return tuple(dict.fromkeys(tap for part in self.injectors.values() for tap in getattr(part, 'output_taps', ())))
 
     def _apply(self, fn, recurse=True):
         if not self.train_base: self.base._apply(fn, recurse)      # to a device or a type: the base comes along

@@ -156,7 +156,7 @@ def run_ablation(run: RunCfg,
     clips = Clips(run.world.folder(root), 'test', t, run.world.skip, run.model.size, seed=run.seed, history=run.history)
     expect(len(clips) >= batch and windows % batch == 0, 'run_ablation: batch', f'at most {len(clips)} rooms, and a divisor of {windows}',
            batch, 'take smaller batches')
-    diffusion, look, parts = make_diffusion(run.diffusion), online_features(run), dict(clean=[], noisy=[], asked=[])
+    diffusion, look, parts = make_diffusion(run.diffusion), online_features(run), dict(clean=[], noisy=[], target=[])
     for first in range(0, windows, batch):
         drawn = Batch.cat([clips[j] for j in range(first, first + batch)])
         known = torch.stack([observed_set(run, key, index[:t]) for key, index in zip(drawn.keys, drawn.index.tolist())])
@@ -164,7 +164,7 @@ def run_ablation(run: RunCfg,
         drawn = drawn.to(device())
         known = known.to(drawn.video.device)
         for way, done in parts.items():
-            count = ~known if way == 'asked' else None
+            count = ~known if way == 'target' else None
             done.append(ablate(model, diffusion, drawn, known, look, draws, clean=way == 'clean', count=count, **kw))
         if not first:
             *_, x, levels = at_level(model.base, diffusion, drawn, known, -5., run.seed, 'heard')

@@ -114,7 +114,7 @@ def injected_loss(run: RunCfg, features: Callable) -> Callable:
         if net.output_taps:
             geometry = window_geometry(features, whole, known)
             drawn = [rng(run.seed, step, 'spoil', key, *index.tolist()) for key, index in zip(batch.keys, batch.index)]
-            own = {name: part.augment(geometry, drawn) for name, part in net.injectors.items() if net.training and hasattr(part, 'spoil')}
+            own = {name: part.augment(geometry, drawn) for name, part in net.injectors.items() if net.training and hasattr(part, 'augment')}
             told = net.window(batch.cams, cond, geometry, **own)
         terms = [part for part in net.injectors.values() if not hasattr(part, 'window')]
         done = diffusion.training_step(partial(net.base, cond_mask=hide), x0, cond, times, noise, learnt,

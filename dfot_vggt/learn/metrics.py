@@ -57,7 +57,7 @@ def copy_last(truth: Float[Tensor, '*b t c h w'],
               context: int,                          # frames that were known
              ) -> Float[Tensor, '*b t c h w']:
     "The last given frame for ever."
-    expect(1 <= context < truth.shape[-4], 'given', f'1 to {truth.shape[-4] - 1} frames', context,
+    expect(1 <= context < truth.shape[-4], 'context', f'1 to {truth.shape[-4] - 1} frames', context,
            'a baseline needs a frame to copy and one to fill')
     return torch.cat([truth[..., :context, :, :, :], truth[..., context - 1:context, :, :, :].expand_as(truth[..., context:, :, :, :])], -4)
 
@@ -121,7 +121,7 @@ def evaluate(pred: Float[Tensor, 'b t c h w'],     # RGB in [0,1]
             ) -> dict:                             # 'curves' {name: list, one per asked frame}, 'scalars' {name: mean}, 'frames', 'clips'
     "All metrics of a generated video; plain numbers, ready for JSON."
     expect(pred.ndim == 5, 'videos', 'axes b t c h w', tuple(pred.shape), 'add the clip axis: x[None]')
-    expect(0 <= context < pred.shape[1], 'given', f'0 to {pred.shape[1] - 1} of {pred.shape[1]} frames', context,
+    expect(0 <= context < pred.shape[1], 'context', f'0 to {pred.shape[1] - 1} of {pred.shape[1]} frames', context,
            'nothing would be left to judge')
     values = {m.name: m.fn(pred, truth)[:, context:] for m in metrics}
     out = dict(curves={k: v.mean(0).tolist() for k, v in values.items()}, scalars={k: v.mean().item() for k, v in values.items()},
