@@ -19,23 +19,26 @@ def dfot_state(file,                        # contents of a checkpoint: a dict
                names: list,                 # parameter names of the model, in order
                source: str = 'checkpoint'   # name of the file, for error messages
                ) -> dict:
-    """The denoiser's tensors of a checkpoint in any form, as {name within the model: tensor}; averaged weights (EMA) if it has both.
+    """The denoiser's tensors of a checkpoint in any form, as {name within the model: tensor}; averages (EMA) if stored.
 
-    `LoadError` if it is not a dict, if its EMA has another number of tensors than `names`, or if it is a ControlNet of the fork."""
-    expect(isinstance(file, dict), source, 'a dict of names', type(file).__name__, 'save model.state_dict() with torch.save',
-           error=LoadError)
+    `LoadError` if it is not a dict, if its EMA has another number of tensors than `names`, or if it is a ControlNet
+    checkpoint of diffusion-forcing-transformer-controlnet."""
+    expect(isinstance(file, dict), source, 'a dict of names', type(file).__name__,
+           'save model.state_dict() with torch.save', error=LoadError)
     state = {str(k).replace('_orig_mod.', ''): v for k, v in file.get('state_dict', file).items()}
     prefix = 'diffusion_model.model.'
     if any(k.startswith(prefix) for k in state):
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     added = [k for k in state if k.startswith(('base_model.', 'control', 'before_proj'))]
     expect(not added, source, 'a denoiser',
-           f'a ControlNet checkpoint of diffusion-forcing-transformer-controlnet ({len(added)} names such as {added[:1]})',
-           'load the denoiser that it was trained on, and train a new one with dfot_vggt.inject.controlnet', error=LoadError)
+           f'a ControlNet of diffusion-forcing-transformer-controlnet ({len(added)} names such as {added[:1]})',
+           'load the denoiser that it was trained on, and train a ControlNet with dfot_vggt.inject.controlnet',
+           error=LoadError)
     first = next(iter(file.get('optimizer_states') or ()), {})
     if 'ema' in first and not file.get('pretrained_ema'):
-        expect(len(first['ema']) == len(names), f'{source}: optimizer_states.ema', f'{len(names)} tensors', len(first['ema']),
-               'pass the config that the file was trained with, e.g. UViTCfg.re10k()', error=LoadError)
+        expect(len(first['ema']) == len(names), f'{source}: optimizer_states.ema', f'{len(names)} tensors',
+               len(first['ema']), 'pass the config that the file was trained with, e.g. UViTCfg.re10k()',
+               error=LoadError)
         state |= zip(names, first['ema'])
     return state
 
@@ -43,19 +46,21 @@ def dfot_state(file,                        # contents of a checkpoint: a dict
 # Full names of the classes that `load_dfot` replaces by an empty record, so that none of their code runs.
 INERT = tuple('''
     builtins.bool builtins.dict builtins.float builtins.int builtins.list builtins.str builtins.tuple typing.Any
-    collections.defaultdict argparse.Namespace pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath
+    collections.defaultdict argparse.Namespace
+    pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath
     numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-    omegaconf.base.ContainerMetadata omegaconf.base.Metadata omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig
+    omegaconf.base.ContainerMetadata omegaconf.base.Metadata
+    omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig
     omegaconf.nodes.AnyNode omegaconf.nodes.BooleanNode omegaconf.nodes.FloatNode omegaconf.nodes.IntegerNode
     omegaconf.nodes.StringNode'''.split())
 
 # %% ../../nbs/denoiser/09_checkpoints.ipynb #28c031
-def checkpoint_file(source,        # a file, a folder that holds `file` or model.safetensors, or a Hub repository 'owner/name'
+def checkpoint_file(source,  # a file, a folder that holds `file` or model.safetensors, or a Hub repository 'owner/name'
                     file: str      # the file's path in the repository
                     ) -> Path:
     """Path of the checkpoint on this disk; a Hub repository's file is downloaded, or taken from the Hub's cache.
 
-    `FileNotFoundError` if the Hub does not have it or cannot be reached. A path is returned as it is, even if nothing is there."""
+    `FileNotFoundError` if the Hub does not have it or cannot be reached. A path need not exist."""
     path = Path(source).expanduser()
     if path.is_dir(): return path/file if (path/file).is_file() else path/'model.safetensors'
     names_a_file = path.exists() or path.suffix in ('.ckpt', '.pt', '.pth', '.bin', '.safetensors')
@@ -67,15 +72,15 @@ def checkpoint_file(source,        # a file, a folder that holds `file` or model
            f'on a machine with network run `hf download {source} {file}`, then pass the path that it prints',
            error=FileNotFoundError)
 
-def load_dfot(source='kiwhansong/DFoT',                          # path of a file or folder, or Hub repository 'owner/name'
-              cfg: UViTCfg = UViTCfg.re10k(),                    # architecture; `frames` is free: no weight depends on it
+def load_dfot(source='kiwhansong/DFoT',  # path of a file or folder, or Hub repository 'owner/name'
+              cfg: UViTCfg = UViTCfg.re10k(),  # architecture; `frames` is free: no weight depends on it
               file: str = 'pretrained_models/DFoT_RE10K.ckpt',   # the file's path in the repository
-              inert: tuple = ()                                  # further classes to replace by empty records, by full name
+              inert: tuple = ()  # further classes to replace by empty records, by full name
               ) -> UViT3DPose:
-    """The denoiser with the weights of a DFoT checkpoint of any form; float32, in eval mode; no code of the file is run.
+    """The denoiser with the weights of a DFoT checkpoint of any form; float32, in eval mode; no code of the file runs.
 
     The tensors are mapped from the file, so the file must not be overwritten while the model is in use.
-    `ValueError` for a file that cannot be read, `LoadError` (a `ValueError`) if any tensor's name or shape does not fit `cfg`."""
+    `ValueError` for a file that cannot be read, `LoadError` (a `ValueError`) if a name or shape does not fit `cfg`."""
     path = checkpoint_file(source, file)
     with torch.device('meta'): model = UViT3DPose(cfg)
     state = dfot_state(read_tensors(path, (*INERT, *inert)), [n for n, _ in model.named_parameters()], str(path))
