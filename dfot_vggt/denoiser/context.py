@@ -15,20 +15,23 @@ from .uvit import UViT3DPose
 
 # %% ../../nbs/denoiser/08_context.ipynb #27c007
 def extend_context(model: UViT3DPose,
-                   frames: int,                                                  # window length of the new model, more than the old
-                   rope: Literal['extrapolate', 'interpolate'] = 'extrapolate'   # continue positions, or compress into the trained range
+                   frames: int,  # window length of the new model, more than the old
+                   # extrapolate: continue the positions; interpolate: compress them into the trained range
+                   rope: Literal['extrapolate', 'interpolate'] = 'extrapolate'
                   ) -> UViT3DPose:
     """A model for windows of `frames` frames with a copy of all weights of `model`, in the same mode (train or eval).
 
-    The copy shares no memory with `model`. Windows of the old length give the same output bit for bit, except for learned positions
-    with 'interpolate'. `ValueError` if `frames` is not more than before, or for 'extrapolate' after 'interpolate'."""
+    The copy shares no memory with `model`. Windows of the old length give the same output bit for bit, except for
+    learned positions with 'interpolate'. `ValueError` if `frames` is not more than before, or for 'extrapolate' after
+    'interpolate'."""
     old = model.cfg
     expect(frames > old.frames, 'extend_context', f'more than the {old.frames} frames (t) of the model', frames,
            'a window that is not longer needs no new model: pass it to the model as it is')
     expect(rope in ('extrapolate', 'interpolate'), 'extend_context: rope', "'extrapolate' or 'interpolate'", repr(rope),
            "use rope='extrapolate' (the released 16-frame model does)")
-    expect(rope == 'interpolate' or not old.rope_frames, 'extend_context: rope', "'interpolate', as the model was extended before",
-           repr(rope), f"use rope='interpolate', or extend the original model of {old.rope_frames} frames")
+    expect(rope == 'interpolate' or not old.rope_frames, 'extend_context: rope',
+           "'interpolate', as the model was extended before", repr(rope),
+           f"use rope='interpolate', or extend the original model of {old.rope_frames} frames")
     rope_frames = 0 if rope == 'extrapolate' else old.rope_frames or old.frames
     with torch.device('meta'): new = UViT3DPose(old.replace(frames=frames, rope_frames=rope_frames))
     state = {name: _longer(value, old.frames, frames, rope) if name.startswith('pos_embs.') else value.clone()
@@ -37,7 +40,7 @@ def extend_context(model: UViT3DPose,
     return new.train(model.training)
 
 def _longer(table: Tensor, old: int, new: int, how: str) -> Tensor:
-    "Learned positions `1 (t m) c` for `new` instead of `old` frames: 'extrapolate' repeats the last frame, 'interpolate' stretches."
+    "Learned positions `1 (t m) c` for `new` instead of `old` frames: the last frame's repeated, or all stretched."
     x = table.unflatten(1, (old, -1))
     if how == 'extrapolate': return torch.cat([x, x[:, -1:].expand(-1, new - old, -1, -1)], 1).flatten(1, 2)
     stretched = F.interpolate(x.flatten(2).mT, size=new, mode='linear', align_corners=True).mT

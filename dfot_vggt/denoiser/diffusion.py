@@ -31,12 +31,13 @@ def cosine_logsnr(t: Tensor,               # times in [0, 1]; 0: almost clean, 1
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c081
 def interpolated_logsnr(t: Tensor, shift: float) -> Tensor:
-    "logSNR at times `t` in [0, 1]: the shifted cosine schedule at t = 0, the unshifted one at t = 1, linear between them."
+    "logSNR at times `t` in [0, 1]: the shifted cosine schedule at t = 0, the unshifted one at t = 1, linear between."
     return cosine_logsnr(t, 1.) + (1 - t)*2*math.log(shift)
 
 def iddpm_logsnr(t: Tensor, timesteps: int, s: float = .008) -> Tensor:
-    """logSNR of the cosine schedule of Improved DDPM (Nichol and Dhariwal, eq. 17): t = 0 is the first of `timesteps` steps;
-    at t = 1 the frame is pure noise (logSNR = -inf)."""
+    """logSNR of the cosine schedule of Improved DDPM (Nichol and Dhariwal, eq. 17) at times `t` in [0, 1].
+
+    t = 0 is the first of `timesteps` steps; at t = 1 the frame is pure noise (logSNR = -inf)."""
     cos2 = lambda u: torch.cos((u + s)/(1 + s)*math.pi/2)**2
     return torch.logit(cos2(t + (1 - t)/timesteps)/cos2(torch.zeros_like(t)))
 
@@ -49,8 +50,8 @@ SCHEDULES = dict(shifted=lambda t, cfg: cosine_logsnr(t, cfg.shift),
 def noise_schedule(logsnr: Float[Tensor, 'k'],      # of every timestep k, decreasing, float64
                    zero_terminal: bool = False      # rescale so that the last timestep is pure noise
                   ) -> dict:
-    """Tables over the timesteps k: `beta`, `abar`, `logsnr`, `alpha`, `sigma` of the forward process x = alpha x0 + sigma epsilon,
-    and the coefficients `posterior_*` of the exact reverse step (Ho et al., DDPM, eq. 7)."""
+    """Tables over the timesteps k: `beta`, `abar`, `logsnr`, and `alpha`, `sigma` of x = alpha x0 + sigma epsilon;
+    `posterior_*` are the coefficients of the exact reverse step (Ho et al., DDPM, eq. 7)."""
     abar = logsnr.sigmoid()
     if zero_terminal: abar = rescale_zero_terminal(abar)
     beta = (1 - torch.cat([abar[:1], abar[1:]/abar[:-1]])).clip(1e-9, 1)
@@ -86,7 +87,7 @@ def fused_logsnr(logsnr: Float[Tensor, '*b t'],    # of every frame
                  clip: float,                      # SNR above which a frame counts as fully determined
                  decay: float                      # of the average over neighbouring frames, in [0, 1)
                 ) -> Float[Tensor, '*b t']:
-    "logSNR of every frame, raised where its neighbours determine it (Chen et al., Diffusion Forcing, appendix on fused SNR)."
+    "logSNR of every frame, raised where neighbours determine it (fused SNR; Chen et al., Diffusion Forcing, appendix)."
     snr = logsnr.exp()/clip
     clipped = snr.clamp(max=1)
     neighbours = decay*(_ema_before(clipped, decay) + _ema_before(clipped.flip(-1), decay).flip(-1))/2
@@ -102,11 +103,14 @@ def _ema_before(values: Float[Tensor, '*b t'], decay: float) -> Float[Tensor, '*
 
 def _min_snr(logsnr, loss_factor, cfg): return (math.log(cfg.clip) - logsnr).clamp(max=0).exp()*loss_factor(logsnr)
 
-# Loss weights by name: (logSNR 'b t', loss_factor of the prediction type, cfg) -> weight of the output's squared error, 'b t'.
+def _fused_min_snr(logsnr, loss_factor, cfg):
+    return _min_snr(fused_logsnr(logsnr, cfg.clip, cfg.decay), loss_factor, cfg)
+
+# Loss weights by name: (logSNR, loss_factor of the prediction type, cfg) -> weight of the output's squared error.
 LOSS_WEIGHTS = dict(
     sigmoid=lambda logsnr, loss_factor, cfg: torch.sigmoid(cfg.bias - logsnr)*loss_factor(logsnr),
     min_snr=_min_snr,
-    fused_min_snr=lambda logsnr, loss_factor, cfg: _min_snr(fused_logsnr(logsnr, cfg.clip, cfg.decay), loss_factor, cfg),
+    fused_min_snr=_fused_min_snr,
     uniform=lambda logsnr, loss_factor, cfg: torch.ones_like(logsnr))
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c100
@@ -171,7 +175,8 @@ class Diffusion:
         return self._placed[key]
 
     def _at(self, name, k):
-        expect(not k.is_floating_point(), 'at', 'timesteps k (integers)', k.dtype, 'convert times t with diffusion.at(t)')
+        expect(not k.is_floating_point(), 'at', 'timesteps k (integers)', k.dtype,
+               'convert times t with diffusion.at(t)')
         return self.table(name, k.device)[k.clamp(min=0)]
 
     def logsnr(self, at: Num[Tensor, '*b']) -> Float[Tensor, '*b']:
@@ -179,7 +184,7 @@ class Diffusion:
         return self._at('logsnr', at)
 
     def alpha_sigma(self, at: Num[Tensor, '*b']) -> tuple[Tensor, Tensor]:
-        "alpha and sigma of x = alpha x0 + sigma epsilon at noise level `at`; exactly 1 and 0 for a clean frame (k = -1)."
+        "alpha and sigma of x = alpha x0 + sigma epsilon at noise level `at`; exactly 1 and 0 if clean (k = -1)."
         return torch.where(at < 0, 1., self._at('alpha', at)), torch.where(at < 0, 0., self._at('sigma', at))
 
 class ContinuousDiffusion(Diffusion):
@@ -247,8 +252,8 @@ def weight(self: Diffusion, at: Num[Tensor, '*b t']) -> Float[Tensor, '*b t']:
     return LOSS_WEIGHTS[self.cfg.loss_weight](self.logsnr(at), self.prediction_type.loss_factor, self.cfg)
 
 @patch
-def loss_map(self: Diffusion, out: Float[Tensor, 'b t ...'], x0: Float[Tensor, 'b t ...'], noise: Float[Tensor, 'b t ...'],
-             at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
+def loss_map(self: Diffusion, out: Float[Tensor, 'b t ...'], x0: Float[Tensor, 'b t ...'],
+             noise: Float[Tensor, 'b t ...'], at: Num[Tensor, 'b t']) -> Float[Tensor, 'b t ...']:
     "Weighted squared error of the network output `out`, for every pixel: `weight(at) * (out - target)^2`."
     return _wide(self.weight(at), x0)*(out.float() - self.target(x0, at, noise))**2
 
@@ -259,7 +264,7 @@ def loss(self: Diffusion,
          x0: Float[Tensor, 'b t ...'],             # clean frames
          noise: Float[Tensor, 'b t ...'],          # the noise that was added
          at: Num[Tensor, 'b t'],                   # noise level of every frame: time t or timestep k
-         mask: Num[Tensor, 'b t'] | None = None    # 1: target frame, in the loss; 0: context or padding, counted as loss 0
+         mask: Num[Tensor, 'b t'] | None = None    # 1: target frame, in the loss; 0: context or padding, loss 0
         ) -> Float[Tensor, 'b']:
     "Loss of every clip: the mean of `loss_map` over all its frames; masked frames add 0 but are counted in the mean."
     per_frame = self.loss_map(out, x0, noise, at).flatten(2).mean(2)
@@ -280,7 +285,7 @@ class Step:
 
 @patch
 def training_step(self: Diffusion,
-                  model,                                   # called as model(x, levels, cond, control=...), with taps=... if `taps`
+                  model,  # called as model(x, levels, cond, control=...), with taps=... if `taps`
                   x0: Float[Tensor, 'b t c h w'],          # normalised clean frames
                   cond,                                    # pose condition, passed to the model
                   t: Float[Tensor, 'b t'],                 # times in [0, 1], e.g. from tasks.train_levels
@@ -300,11 +305,12 @@ def training_step(self: Diffusion,
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c130
 @patch
 def ddim_levels(self: Diffusion, steps: int) -> Int[Tensor, 'levels']:
-    """The `steps + 1` timesteps that sampling visits, evenly spaced, in increasing order: -1 (clean) first, the noisiest last.
+    """The `steps + 1` timesteps that sampling visits, evenly spaced, increasing: -1 (clean) first, the noisiest last.
 
-    With `steps = cfg.timesteps` every timestep is visited. `ValueError` for fewer than 1 or more than `cfg.timesteps` steps."""
+    With `steps = cfg.timesteps` every timestep is visited. `ValueError` unless 1 <= steps <= cfg.timesteps."""
     most = self.cfg.timesteps
-    expect(0 < steps <= most, 'steps', f'1 to {most}', steps, f'pass e.g. steps={min(50, most)}, or raise timesteps in the config')
+    expect(0 < steps <= most, 'steps', f'1 to {most}', steps,
+           f'pass e.g. steps={min(50, most)}, or raise timesteps in the config')
     return torch.linspace(-1, self.cfg.timesteps - 1, steps + 1, dtype=torch.float64).long()
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c132
@@ -314,12 +320,13 @@ def ddim_step(self: Diffusion,
               x0: Float[Tensor, 'b t ...'],          # predicted clean frames
               eps: Float[Tensor, 'b t ...'],         # predicted noise
               cur: Int[Tensor, 'b t'],               # timestep k of every frame
-              nxt: Int[Tensor, 'b t'],               # next timestep; where it equals `cur` the frame is returned unchanged
+              nxt: Int[Tensor, 'b t'],  # next timestep; where it equals `cur` the frame is returned unchanged
               eta: float = 0.,                       # 0: deterministic; 1: as much fresh noise as `posterior` has
               noise: Float[Tensor, 'b t ...'] | None = None   # fresh noise, needed for eta > 0
              ) -> Float[Tensor, 'b t ...']:
-    "Frames after one DDIM step (Song et al., DDIM, eq. 12 and 16), with a timestep per frame: `alpha' x0 + sigma' eps`."
-    expect(eta == 0 or noise is not None, 'ddim_step', f'noise like x for eta = {eta}', None, 'pass noise=torch.randn_like(x), or eta=0')
+    "Frames after one DDIM step (Song et al., DDIM, eq. 12 and 16), a timestep per frame: `alpha' x0 + sigma' eps`."
+    expect(eta == 0 or noise is not None, 'ddim_step', f'noise like x for eta = {eta}', None,
+           'pass noise=torch.randn_like(x), or eta=0')
     alpha, sigma = self.alpha_sigma(cur.clamp(min=0))
     alpha_n, sigma_n = self.alpha_sigma(nxt)
     fresh = eta*(1 - (alpha/alpha_n)**2).clamp(min=0).sqrt()*sigma_n/sigma
@@ -332,7 +339,7 @@ def ddim_step(self: Diffusion,
 @patch
 def posterior(self: Diffusion, x0: Float[Tensor, 'b t ...'], x: Float[Tensor, 'b t ...'],
               k: Int[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
-    "Mean and variance of the frames at timestep k - 1, given the frames `x` at k and the clean frames (DDPM eq. 6 and 7)."
+    "Mean and variance of the frames at timestep k - 1, from frames `x` at k and the clean frames (DDPM eq. 6 and 7)."
     mean = _wide(self._at('posterior_x0', k), x0)*x0 + _wide(self._at('posterior_x', k), x)*x
     return mean, _wide(self._at('posterior_var', k), x)
 
@@ -340,7 +347,7 @@ def posterior(self: Diffusion, x0: Float[Tensor, 'b t ...'], x: Float[Tensor, 'b
 def ddpm_step(self: Diffusion,
               x: Float[Tensor, 'b t ...'],           # noisy frames at timesteps `cur`
               x0: Float[Tensor, 'b t ...'],          # predicted clean frames
-              cur: Int[Tensor, 'b t'],               # timestep k of every frame; a clean frame (-1) is returned unchanged
+              cur: Int[Tensor, 'b t'],  # timestep k of every frame; a clean frame (-1) is returned unchanged
               noise: Float[Tensor, 'b t ...']        # fresh noise
              ) -> Float[Tensor, 'b t ...']:
     "Frames one timestep later: a sample of `posterior` for every frame (Ho et al., DDPM, algorithm 2)."
@@ -356,9 +363,9 @@ def reconstruction(self: Diffusion,
                    is_context: Bool[Tensor, 'b t'],     # which frames are context
                    weight: float                        # w; 0: no guidance
                   ) -> Float[Tensor, 'b']:
-    """Log-likelihood per clip of the context frames under the predicted clean frames: -w/2 * mean of alpha * squared error.
+    """Log-likelihood per clip of the context frames under the predicted clean frames: -w/2 * mean(alpha * error^2).
 
-    Its gradient with respect to the noisy frames is reconstruction guidance (Ho et al., Video Diffusion Models, section 3.1)."""
+    Its gradient with respect to the noisy frames is reconstruction guidance (Ho et al., Video Diffusion Models)."""
     alpha = self.alpha_sigma(at if at.is_floating_point() else at.clamp(min=0))[0]
     error = ((x0 - context)**2).flatten(2).mean(2)
     return -.5*weight*torch.where(is_context, alpha*error, 0.).sum(1)/is_context.sum(1).clamp(min=1)

@@ -27,20 +27,20 @@ from .tasks import TARGET, GENERATED, PAD
 def _levels(levels) -> tuple:
     "History levels as floats; one value if all are equal. `ValueError` outside [0, 1]."
     levels = tuple(map(float, levels if isinstance(levels, Sequence) else (levels,)))
-    expect(levels and all(0 <= v <= 1 for v in levels), 'history level', 'numbers from 0 (clean) to 1 (pure noise)', levels,
-           'use e.g. 0.02 for almost clean context frames')
+    expect(levels and all(0 <= v <= 1 for v in levels), 'history level', 'numbers from 0 (clean) to 1 (pure noise)',
+           levels, 'use e.g. 0.02 for almost clean context frames')
     return levels[:1] if len(set(levels)) == 1 else levels
 
 @dataclass(frozen=True)
 class Branch(Cfg):
-    """One network evaluation of a guidance scheme: noise levels of the history frames, cameras or none, and its weight in the sum.
+    """One network evaluation of a guidance scheme: noise levels of the history frames, cameras or none, and its weight.
 
-    A history level is in [0, 1] (0 clean, 1 pure noise): one number for all frames, two for a linear ramp over the chosen frames,
-    or one per chosen frame. `ValueError` for levels outside [0, 1]."""
+    A history level is in [0, 1] (0 clean, 1 pure noise): one number for all frames, two for a linear ramp over the
+    chosen frames, or one per chosen frame. `ValueError` for levels outside [0, 1]."""
     weight: float | int
     context: float | tuple = 0.              # level of ground-truth context frames
     generated: float | tuple | None = None   # level of generated context frames; None: as `context`
-    frames: Sequence | None = None           # chosen frames, counted among the history; the others have level 1; None: all
+    frames: Sequence | None = None           # chosen frames, indices among the history; None: all; others have level 1
     pose: bool = True                        # False: the cameras are masked
 
     def __post_init__(self):
@@ -56,14 +56,15 @@ class Branch(Cfg):
         return self.context, self.generated, self.frames, self.pose
 
     def noise(self, mask: Int[Tensor, 'b t']) -> Float[Tensor, 'b t']:
-        "History level in [0, 1] of every history frame (mask > 0); 0 elsewhere. `ValueError` if the number of levels does not fit."
+        "History level in [0, 1] of every history frame (mask > 0), 0 elsewhere; `ValueError` for a wrong number."
         history = mask > 0
-        place, n = history.cumsum(1) - 1, history.sum(1, keepdim=True)                  # index among the history frames, their number
+        place, n = history.cumsum(1) - 1, history.sum(1, keepdim=True)  # index among the history frames, their number
         chosen = history
         if self.frames is not None:
             index = torch.tensor(self.frames, dtype=torch.long)
-            hit = (place[..., None] == torch.where(index < 0, index + n, index)[:, None]) & history[..., None]  # b t frames
-            chosen, place, n = hit.any(-1), hit.int().argmax(-1), torch.full_like(n, len(index))
+            index = torch.where(index < 0, index + n, index)
+            hit = (place[..., None] == index[:, None]) & history[..., None]     # b t frames
+            chosen, place, n = hit.any(-1), hit.int().argmax(-1), torch.full_like(n, len(self.frames))
         def of(values):
             if len(values) < 3: return values[0] + (values[-1] - values[0])*(place/(n - 1).clamp(min=1)).double()
             expect(bool((n == len(values)).all()), 'history level', f'{len(values)} history frames for as many levels',
@@ -75,13 +76,14 @@ class Branch(Cfg):
 def to_timestep(noise: Float[Tensor, '*b'],   # history levels in [0, 1]
                 timesteps: int                # number of timesteps of the diffusion
                ) -> Int[Tensor, '*b']:
-    "Timestep k of a history level: 0 -> -1 (clean), 1 -> the last timestep; values between are truncated, as in the reference."
+    "Timestep k of a history level: 0 -> -1 (clean), 1 -> the last timestep; truncated between, as in the reference."
     return (noise.double()*timesteps - 1).long()
 
 # %% ../../nbs/denoiser/05_guidance.ipynb #24c043
 def segment(weight: float | int,             # of the difference
             frames=None,                     # chosen history frames; None or 'all'
-            ranges=((0., 1.),),              # history levels (conditional, unconditional): one pair, two for a ramp, or one per frame
+            # history levels (conditional, unconditional): one pair, two pairs for a ramp, or one pair per chosen frame
+            ranges=((0., 1.),),
             generated=None,                  # the same for generated context frames; None: as `ranges`
             pose: bool = True                # True: the cameras are masked in the unconditional branch
            ) -> tuple:
@@ -96,10 +98,10 @@ class HistoryGuidance(Cfg):
     """A guidance scheme: a weighted sum of branches (Song et al., History-Guided Video Diffusion).
 
     Equal branches are merged, those of weight 0 dropped. `ValueError` if the weights do not sum to 1.
-    The named schemes are the class methods below; s(H) is the network output with history H, s(0) without history."""
+    The class methods are the named schemes; s(H) is the network output with history H, s(0) that without."""
     branches: tuple
-    target_groups: tuple = ()   # groups of target frames (indices among the targets) generated independently; (): one group
-    interpolate: bool = False   # True: history frames of level 1 get cameras interpolated between those of the other frames
+    target_groups: tuple = ()   # groups of target frames (indices among the targets), each without the others; (): one
+    interpolate: bool = False   # True: history frames of level 1 get cameras interpolated between the other frames'
 
     def __post_init__(self):
         total = {}
@@ -122,8 +124,8 @@ class HistoryGuidance(Cfg):
         return cls.custom([{}], [1.])
 
     @classmethod
-    def stabilized_conditional(cls, level: float | int):   # history level in [0, 1] of generated context frames, e.g. 0.02
-        "No guidance, generated context frames at noise `level`: s(H_level). Their small errors are hidden and do not accumulate."
+    def stabilized_conditional(cls, level: float | int):   # history level in [0, 1] of generated context, e.g. 0.02
+        "No guidance, generated context frames at noise `level`, which hides their small errors: s(H_level)."
         return cls.custom([dict(generated=[(level, 1.)])], [1.])
 
     @classmethod
@@ -137,8 +139,8 @@ class HistoryGuidance(Cfg):
         return cls.custom([dict(generated=[(level, 1.)])], [scale], pose)
 
     @classmethod
-    def fractional(cls, scale: float | int, freq: float | int, pose: bool = True):   # freq: level of the partly noised history
-        "Fractional guidance: s(0) + [s(H) - s(0)] + (scale - 1) * [s(H_freq) - s(0)], with all history frames at level `freq`."
+    def fractional(cls, scale: float | int, freq: float | int, pose: bool = True):   # freq: level of the noised history
+        "Fractional guidance: s(0) + [s(H) - s(0)] + (scale - 1) * [s(H_freq) - s(0)]; in H_freq all are at `freq`."
         return cls.custom([{}, dict(ranges=[(freq, 1.)])], [1., scale - 1], pose)
 
     @classmethod
@@ -147,13 +149,13 @@ class HistoryGuidance(Cfg):
         return cls.custom([dict(generated=[(level, 1.)]), dict(ranges=[(freq, 1.)])], [1., scale - 1], pose)
 
     @classmethod
-    def temporal(cls, subsequences, weights, target_groups=(), pose: bool = True):   # subsequences: history frames, or 'all'
-        "Temporal guidance: s(0) + sum_i weights[i] * [s(H_i) - s(0)], where H_i are the history frames subsequences[i]."
+    def temporal(cls, subsequences, weights, target_groups=(), pose: bool = True):   # subsequences: frames, or 'all'
+        "Temporal guidance: s(0) + sum_i weights[i] * [s(H_i) - s(0)]; H_i are the history frames subsequences[i]."
         return cls.custom([dict(frames=s) for s in subsequences], weights, pose, target_groups, True)
 
     @classmethod
     def custom(cls, segments, weights, pose: bool = True, target_groups=(), interpolate: bool = False):
-        "s(0) plus the weighted differences of all `segments`, each a dict of arguments of `segment`; a weight for each."
+        "s(0) plus the weighted differences of all `segments`: dicts of arguments of `segment`, with a weight for each."
         expect(len(segments) == len(weights), 'guidance', f'a weight for each of {len(segments)} segments', weights,
                f'pass e.g. {[1.]*len(segments)}')
         pairs = [b for s, w in zip(segments, weights) for b in segment(w, **s, pose=pose)]
@@ -170,20 +172,21 @@ class HistoryGuidance(Cfg):
 # %% ../../nbs/denoiser/05_guidance.ipynb #24c018
 def plot_guidance(guidance: HistoryGuidance, mask: Int[Tensor, 't']   # frame mask of one clip
                  ) -> Fig:
-    "Figure of a scheme for one frame mask: a row per branch with its weight, the history level of every frame as text and grey."
+    "Figure of a scheme for one frame mask: a row per branch with its weight, the history level of every frame in grey."
     mask = mask.cpu()
     noise, weights = (w[0] for w in guidance.branch_noise(mask[None]))
     groups, rows = _group_members(guidance.target_groups, mask[None])[0], []
     for b, levels, w in zip(guidance.branches, noise.tolist(), weights.tolist()):
         if abs(w) <= 1e-9: continue
-        cams = 'cameras masked' if not b.pose else 'cameras interpolated' if guidance.interpolate and 1. in levels else 'cameras'
+        cams = 'cameras interpolated' if guidance.interpolate and 1. in levels else 'cameras'
+        if not b.pose: cams = 'cameras masked'
         for g, members in enumerate(groups.tolist()):
             text, grey = zip(*map(_frame_cell, mask.tolist(), levels, members))
             rows.append((f'{w:+g} x {cams}' + (f', group {g}' if len(groups) > 1 else ''), text, grey))
     labels, text, grey = zip(*rows)
     at = list(range(len(rows)))
-    heat = go.Heatmap(z=grey, y=at, text=text, texttemplate='%{text}', zmin=-.2, zmax=1.3, colorscale='Greys', xgap=2, ygap=2,
-                      showscale=False)
+    heat = go.Heatmap(z=grey, y=at, text=text, texttemplate='%{text}', zmin=-.2, zmax=1.3, colorscale='Greys',
+                      xgap=2, ygap=2, showscale=False)
     return fig(heat, xaxis=dict(title='frame t', dtick=1), height=110 + 30*len(rows), margin=dict(t=12),
                yaxis=dict(autorange='reversed', tickvals=at, ticktext=labels))
 
@@ -200,8 +203,8 @@ def _group_members(target_groups: tuple, mask: Int[Tensor, 'b t']) -> Bool[Tenso
     place, n = target.cumsum(1) - 1, target.sum(1, keepdim=True)
     groups = [sum((place == torch.where(torch.tensor(i) < 0, i + n, i)) for i in group) > 0 for group in target_groups]
     members = torch.stack(groups, 1) & target[:, None]
-    expect(bool((members.any(1) == target).all()), 'guidance: target_groups', 'every target frame in a group', target_groups,
-           f'add the missing indices of 0 to {int(n.max()) - 1}, or use target_groups=()')
+    expect(bool((members.any(1) == target).all()), 'guidance: target_groups', 'every target frame in a group',
+           target_groups, f'add the missing indices of 0 to {int(n.max()) - 1}, or use target_groups=()')
     return members
 
 # %% ../../nbs/denoiser/05_guidance.ipynb #24c060
@@ -210,7 +213,7 @@ class GuidedBatch(NamedTuple):
     x: Float[Tensor, 'bn t ...']           # frames, the history at the noise level of the branch
     levels: Int[Tensor, 'bn t']            # their timesteps k
     cond_mask: Bool[Tensor, 'bn'] | None   # True: the cameras of this row are masked; None: of none
-    camera_valid: Bool[Tensor, 'bn t']     # False: interpolate this frame's camera between those that are True (on the CPU, as masks)
+    camera_valid: Bool[Tensor, 'bn t']  # False: this camera is to be interpolated from those that are True; on the CPU
     weights: Float[Tensor, 'b n t']        # weight of a row's output, frame by frame
 
     @property
@@ -220,17 +223,18 @@ class GuidedBatch(NamedTuple):
 
     def compose(self, y: Float[Tensor, 'bn t ...']) -> Float[Tensor, 'b t ...']:
         "The weighted sum of the network outputs over the rows of a clip; only target frames have a meaning."
-        return y if self.n == 1 else torch.einsum('bnt...,bnt->bt...', y.unflatten(0, (-1, self.n)), self.weights.to(y.dtype))
+        if self.n == 1: return y
+        return torch.einsum('bnt...,bnt->bt...', y.unflatten(0, (-1, self.n)), self.weights.to(y.dtype))
 
 @patch
 def prepare(self: HistoryGuidance,
             x: Float[Tensor, 'b t ...'],   # frames of the window
             cur: Int[Tensor, 'b t'],       # their timesteps k; -1: clean
             mask: Int[Tensor, 'b t'],      # frame mask: 0 target, > 0 history, -1 padding (left unchanged)
-            noise: Callable,               # name -> noise like x: 'history.j' for branch j, 'absent.j.p' for its target group p
+            noise: Callable,  # name -> noise like x: 'history.j' for branch j, 'absent.j.p' for its target group p
             diffusion: Diffusion           # its `q_sample` and `cfg.timesteps` are used
            ) -> GuidedBatch:
-    "The batch of all branches: every clip once per branch (and target group), its history at the noise levels of the branch."
+    "The batch of all branches: every clip once per branch (and target group), its history at the branch's levels."
     cur, target, last = cur.cpu(), mask.cpu() == TARGET, diffusion.cfg.timesteps - 1
     mask = torch.where(target & (cur < 0), GENERATED, mask.cpu())
     history = mask > 0
@@ -249,20 +253,23 @@ def prepare(self: HistoryGuidance,
             valid = ~removed if self.interpolate and pose else torch.ones_like(history)
             weight = weights[:, j, None]*~left_out/members.sum(1).clamp(min=1)
             rows.append((frames, level, torch.full((len(x),), not pose), valid, weight))
-    xs, ks, masked, valid, weights = (torch.stack(r, 1) for r in zip(*rows))
-    return GuidedBatch(xs.flatten(0, 1), ks.flatten(0, 1).to(x.device), masked.flatten().to(x.device) if masked.any() else None,
-                       valid.flatten(0, 1), weights.to(x.device, torch.float32))
+    frames, levels, masked, valid, weights = (torch.stack(r, 1) for r in zip(*rows))
+    cond_mask = masked.flatten().to(x.device) if masked.any() else None
+    return GuidedBatch(frames.flatten(0, 1), levels.flatten(0, 1).to(x.device), cond_mask, valid.flatten(0, 1),
+                       weights.to(x.device, torch.float32))
 
 def _noised(x, k, which, noise, diffusion=None):
-    "`x` with the frames `which` at timestep k, or (without diffusion) replaced by noise; if there is none, no noise is drawn."
+    "`x` with the frames `which` at timestep k, or (without diffusion) replaced by noise; no draw if there are none."
     if not which.any(): return x
     z = noise().to(x) if diffusion is None else diffusion.q_sample(x, k.to(x.device), noise().to(x))
     return torch.where(which.to(x.device).view(*which.shape, *[1]*(x.ndim - 2)), z, x)
 
 # %% ../../nbs/denoiser/05_guidance.ipynb #24c067
-_EXAMPLES = dict(conditional='conditional', stabilized_conditional='stabilized_conditional(.02)', vanilla='vanilla(1.5)',
-                 stabilized_vanilla='stabilized_vanilla(4, .02)', fractional='fractional(2, .4)',
-                 stabilized_fractional='stabilized_fractional(2, .4, .02)', temporal='temporal([[0, 1], [-2, -1]], [1, 1])',
+_EXAMPLES = dict(conditional='conditional', stabilized_conditional='stabilized_conditional(.02)',
+                 vanilla='vanilla(1.5)', stabilized_vanilla='stabilized_vanilla(4, .02)',
+                 fractional='fractional(2, .4)',
+                 stabilized_fractional='stabilized_fractional(2, .4, .02)',
+                 temporal='temporal([[0, 1], [-2, -1]], [1, 1])',
                  custom="custom([{'ranges': [(.6, 1.), (0., 1.)]}], [1.5])")
 SCHEMES = tuple(_EXAMPLES)    # names of the schemes that `guidance_from` accepts
 
@@ -278,8 +285,9 @@ def guidance_from(text: str   # e.g. 'stabilized_vanilla(4, .02)' or "temporal([
         name, args = call.func.id, [ast.literal_eval(a) for a in call.args]
         kw = {a.arg: ast.literal_eval(a.value) for a in call.keywords}
     except (SyntaxError, ValueError, AttributeError): name = None
-    expect(name in SCHEMES, what, f'one of {", ".join(SCHEMES)}, with numbers and lists as arguments', name or 'no such call',
-           "write e.g. 'stabilized_vanilla(4, .02)'")
+    expect(name in SCHEMES, what, f'one of {", ".join(SCHEMES)}, with numbers and lists as arguments',
+           name or 'no such call', "write e.g. 'stabilized_vanilla(4, .02)'")
     try: return getattr(HistoryGuidance, name)(*args, **kw)
     except (TypeError, ValueError) as e: why = e
-    expect(False, what, f'arguments of {name}{signature(getattr(HistoryGuidance, name))}', why, f'write e.g. {_EXAMPLES[name]}')
+    expect(False, what, f'arguments of {name}{signature(getattr(HistoryGuidance, name))}', why,
+           f'write e.g. {_EXAMPLES[name]}')
