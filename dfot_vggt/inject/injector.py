@@ -25,200 +25,246 @@ from ..trace import liveness
 
 # %% ../../nbs/inject/00_injector.ipynb #in07
 class Injector(nn.Module):
-    "Turns geometry into control of a frozen denoiser. A subclass names its `outlets` and writes `window`."
-    output_taps = ()                               # taps of the base that it may write to
+    """Turns geometry into control of a frozen denoiser. A subclass sets `output_taps` and writes `window`.
 
-    def __init__(self, base: UViT3DPose):      # is frozen and put in eval mode here; not among this module's parameters
+    The contract, tested by `inject.checks`:
+    1. At step 0 the denoiser's output is unchanged, bit for bit. After two optimizer steps every tensor of the
+       injector has moved, and none of the base.
+    2. Without geometry `window` returns None and `forward` returns {}.
+    3. The control depends on the pixels of observed frames only (and on the noisy input `x`).
+    4. With n guidance branches per clip, row `clip*n + branch` of `x` belongs to `clip`; cameras and geometry have
+       one row per clip.
+    5. The state dict holds the tensors that train, and none of the base.
+
+    Optional methods: `memory()` returns an empty memory; a rollout carries it from window to window and passes it to
+    `window` as geometry. `augment(geometry, generators)` returns the geometry with noise for training, from one
+    generator per clip."""
+    output_taps = ()                           # taps of the base where this injector changes the activation
+
+    def __init__(self, base: UViT3DPose):      # the denoiser; frozen and put in eval mode here
         super().__init__()
         self._base = (base.requires_grad_(False).eval(),)      # in a tuple: not in state_dict, optimizer or EMA
 
     @property
     def base(self) -> UViT3DPose: return self._base[0]
 
-    def window(self, cams: Float[Tensor, 'b t 16'],            # of the window
-               cond,                                           # what the base gets as pose condition; None: `cams`
-               geometry                                        # of the known frames; None: no control
+    def window(self, cams: Float[Tensor, 'b t 16'],            # cameras of the window
+               cond,                                           # pose condition of the base; None: made from `cams`
+               geometry                                        # of the observed frames; None: no control
                ) -> Callable | None:                           # fn(x, noise_levels, cond_mask=None) -> control
-        "The control of one window for many calls: what no denoising step changes is computed here, once. Without geometry None."
+        """Function that returns the control of any call on this window; None without geometry.
+        What no denoising step changes is computed here, once."""
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, 'b t c h w'],           # noisy frames, normalised
-                noise_levels: Float[Tensor, 'b t'],            # as the base sees them
+                noise_levels: Float[Tensor, 'b t'],            # as the base reads them
                 cams: Float[Tensor, 'b t 16'],
                 cond: PoseCond | Float[Tensor, 'b t r h2 w2'] | None,
                 geometry,
-                cond_mask: Bool[Tensor, 'b'] | None = None     # True: hide the cameras of this clip
+                cond_mask: Bool[Tensor, 'b'] | None = None     # True: this clip's cameras are hidden
                 ) -> dict:                                     # {tap: tensor to add '(b t) c h w', or callable h -> h}
         "The control of one call; {} without geometry."
         return {} if geometry is None else self.window(cams, cond, geometry)(x, noise_levels, cond_mask)
 
 # %% ../../nbs/inject/00_injector.ipynb #in13
 class Probe(NamedTuple):
-    "A batch to try an injector on."
-    x: Tensor              # 'b t c h w' noisy frames
+    "A batch to try an injector on: the inputs of one call of the denoiser, and the geometry of the observed frames."
+    x: Tensor              # 'b t c h w' noisy frames, normalised
     noise_levels: Tensor   # 'b t'
     cams: Tensor           # 'b t 16'
-    geometry: Geometry     # of the known frames; at least one slot of clip 0 is in the window
+    geometry: Geometry     # of the observed frames; at least one slot of clip 0 lies in the window
 
-    def control(self, net, **kw) -> dict: return net(self.x, self.noise_levels, self.cams, None, kw.get('geometry', self.geometry))
-    def base(self, net, **kw): return net.base(self.x, self.noise_levels, self.cams, **kw)
+    def control(self, net, **kw) -> dict:
+        "Control that the injector `net` returns for this batch; `geometry=` replaces the batch's geometry."
+        return net(self.x, self.noise_levels, self.cams, None, kw.get('geometry', self.geometry))
+
+    def base(self, net, **kw):
+        "Output of the injector's base for this batch; `control` and `taps` as in `UViT3DPose.forward`."
+        return net.base(self.x, self.noise_levels, self.cams, **kw)
+
     def run_copies(self, net) -> dict:
-        here = self.base(net, taps=(net.input_tap,))[1][net.input_tap]
-        return net.run_copies(here, self.noise_levels, net.prepare_window(self.cams, None, self.geometry))
-    def residuals(self, net, control, n: int = 1, here: dict | None = None) -> dict:
-        "{tap: what is added there '(b t) c h w'}, of `n` branches: callables are tried on its activations (`here`), in walking order."
-        here, said = here or self.base(net, taps=tuple(control))[1], {}                   # the same, whoever speaks
+        "`{output tap: activation of the copies}` of an injector that copies levels of the base (`CopiedLevels`)."
+        h = self.base(net, taps=(net.input_tap,))[1][net.input_tap]
+        return net.run_copies(h, self.noise_levels, net.prepare_window(self.cams, None, self.geometry))
+
+    def residuals(self, net, control,
+                  n: int = 1,                     # branches per clip in `control`
+                  here: dict | None = None        # {tap: activation of the base}; None: of this batch, without control
+                 ) -> dict:
+        """`{tap: '(b t) c h w' that the control adds there}`, in the base's order.
+        Callables are applied to the activations of `here`; taps where the control only reads are left out."""
+        here, added = here or self.base(net, taps=tuple(control))[1], {}
         for tap, h in here.items():
             if tap not in control: continue
             h = h.unflatten(0, self.x.shape[:2]).repeat_interleave(n, 0).flatten(0, 1)
             new = control[tap](h) if callable(control[tap]) else h + control[tap]
-            if new is not h: said[tap] = new - h                                          # the same object: it only listened
-        return said
+            if new is not h: added[tap] = new - h              # the same object: an input tap, which only reads
+        return added
 
-COPIED_PREFIXES = 'down_blocks.', 'mid_blocks.'          # how the parameters of copied blocks are called
+COPIED_PREFIXES = 'down_blocks.', 'mid_blocks.'          # parameters of copied blocks have names that begin so
 
 @contextmanager
 def random_gates(net):
-    "Within the block everything that starts at zero holds small random numbers."
-    asleep = {n: p.detach().clone() for n, p in net.named_parameters() if not n.startswith(COPIED_PREFIXES)}
+    """Context manager that adds N(0, 0.1^2) to every parameter of `net` that is not a copy of the base's.
+    Zero layers then have an effect. The old values come back when the block ends."""
+    start = {n: p.detach().clone() for n, p in net.named_parameters() if not n.startswith(COPIED_PREFIXES)}
     with torch.no_grad():
-        for n in asleep: (p := net.get_parameter(n)).add_(.1*torch.randn(p.shape, generator=rng('awake', n)).to(p))
+        for n in start: (p := net.get_parameter(n)).add_(.1*torch.randn(p.shape, generator=rng('awake', n)).to(p))
     try: yield net
     finally:
         with torch.no_grad():
-            for n, p in asleep.items(): net.get_parameter(n).copy_(p)
+            for n, p in start.items(): net.get_parameter(n).copy_(p)
 
-def train_briefly(both, probe: Probe, steps: int):
-    "`Liveness` of some steps towards a random target."
-    opt = torch.optim.AdamW([p for p in both.parameters() if p.requires_grad], 1e-3, weight_decay=0.)
+def train_briefly(modules: nn.ModuleDict,          # {'base': the denoiser, 'control': an injector on it}
+                  probe: Probe, steps: int):
+    "`trace.Liveness` (which tensors moved) of `steps` AdamW steps towards a random target. Changes the weights."
+    opt = torch.optim.AdamW([p for p in modules.parameters() if p.requires_grad], 1e-3, weight_decay=0.)
     goal = torch.randn(probe.x.shape, generator=rng('alive')).to(probe.x)
     def step(i):
-        v = probe.base(both['control'], control=probe.control(both['control']))
+        v = probe.base(modules['control'], control=probe.control(modules['control']))
         opt.zero_grad()
         if v.requires_grad: (v - goal).square().mean().backward()
         opt.step()
-    return liveness(both, step, steps, frozen=('base',))
+    return liveness(modules, step, steps, frozen=('base',))
 
 # %% ../../nbs/inject/00_injector.ipynb #44c007
 def merge_controls(*controls) -> dict:          # each {tap: tensor to add, or callable h -> h}, or None
-    "One control that says what all of them say, in their order."
-    out = {}
+    "One control with the effect of all: at a shared tap tensors are added, callables are applied in argument order."
+    merged = {}
     for control in controls:
-        for tap, c in (control or {}).items(): out[tap] = _both(out[tap], c) if tap in out else c
-    return out
+        for tap, change in (control or {}).items():
+            merged[tap] = _chain(merged[tap], change) if tap in merged else change
+    return merged
 
-def _both(a, b):
-    if not callable(a) and not callable(b): return a + b
-    def then(c, h): return c(h) if callable(c) else h + c
-    return lambda h: then(b, then(a, h))
+def _chain(first, second):
+    "The sum, if both are tensors; otherwise a callable that applies `first` and then `second`."
+    if not callable(first) and not callable(second): return first + second
+    def apply(change, h): return change(h) if callable(change) else h + change
+    return lambda h: apply(second, apply(first, h))
 
 # %% ../../nbs/inject/00_injector.ipynb #44c001
 class Injected(nn.Module):
-    "A base and what is laid into it: trained together, saved together."
+    "A denoiser (`base`) with named injectors: trained together, saved together, and used as one injector."
     def __init__(self, base: UViT3DPose,
-                 injectors: dict,               # {name: injector, or a module that only the loss uses}; all made on `base`
-                 train_base: bool = False): # False: frozen, in eval mode, and no part of this module
+                 injectors: dict,             # {name: injector, or a module that only the loss uses}, made on `base`
+                 train_base: bool = False):   # False: the base is frozen, in eval mode, and no submodule
         super().__init__()
-        for name, part in injectors.items():
-            same = getattr(part, 'base', base) is base
-            expect(same, f'Injected: {name}', 'a part made on this base', 'one made on another', 'make it anew')
+        for name, injector in injectors.items():
+            same = getattr(injector, 'base', base) is base
+            expect(same, f'Injected: {name}', 'an injector made on this base', 'one made on another',
+                   'construct it with this base')
         self.injectors, self.train_base = nn.ModuleDict(injectors), train_base
         self.register_buffer('base_hash', base_hash(base))
-        self.register_load_state_dict_pre_hook(_same_base)
+        self.register_load_state_dict_pre_hook(_check_base)
         if train_base: self.base = base.requires_grad_()
         else: object.__setattr__(self, 'base', base.requires_grad_(False).eval())
 
     def window(self, cams: Float[Tensor, 'b t 16'],
-               cond=None,                              # what the base gets; None: `cams`
-               geometry: Geometry | None = None,       # of the known frames
-               **own                                   # part=geometry, for a part that gets something else
-               ) -> Callable | None:                   # fn(x, noise_levels, cond_mask=None) -> control
-        "What all parts say about one window; None where none of them has anything to go by."
+               cond=None,                            # pose condition of the base; None: made from `cams`
+               geometry: Geometry | None = None,     # of the observed frames
+               **replaced                            # name=geometry: what this injector gets instead, e.g. a memory
+               ) -> Callable | None:                 # fn(x, noise_levels, cond_mask=None) -> control
+        "Function that returns the merged control of all injectors for one window; None if none of them gives any."
         cond = self.base.pool_rays(cams) if cond is None else cond
-        told = [part.window(cams, cond, own.get(name, geometry)) for name, part in self.injectors.items() if hasattr(part, 'window')]
-        told = [say for say in told if say is not None]
-        return (lambda x, noise_levels, cond_mask=None: merge_controls(*(say(x, noise_levels, cond_mask) for say in told))) if told else None
+        windows = [injector.window(cams, cond, replaced.get(name, geometry))
+                   for name, injector in self.injectors.items() if hasattr(injector, 'window')]
+        windows = [control for control in windows if control is not None]
+        def merged(x, noise_levels, cond_mask=None):
+            return merge_controls(*(control(x, noise_levels, cond_mask) for control in windows))
+        return merged if windows else None
 
-    def forward(self, x: Float[Tensor, 'b t c h w'], noise_levels: Float[Tensor, 'b t'], cams: Float[Tensor, 'b t 16'], cond,
-                geometry: Geometry | None, cond_mask: Bool[Tensor, 'b'] | None = None) -> dict:
-        "The same in one go: the control of one call, {} without geometry."
-        say = self.window(cams, cond, geometry)
-        return {} if say is None else say(x, noise_levels, cond_mask)
+    def forward(self, x: Float[Tensor, 'b t c h w'], noise_levels: Float[Tensor, 'b t'],
+                cams: Float[Tensor, 'b t 16'], cond, geometry: Geometry | None,
+                cond_mask: Bool[Tensor, 'b'] | None = None) -> dict:
+        "The merged control of one call; {} without geometry."
+        control = self.window(cams, cond, geometry)
+        return {} if control is None else control(x, noise_levels, cond_mask)
 
     @property
     def output_taps(self) -> tuple:
-        "Taps of the base that some part may speak to."
-        return tuple(dict.fromkeys(tap for part in self.injectors.values() for tap in getattr(part, 'output_taps', ())))
+        "Taps of the base that any of the injectors changes, each once."
+        taps = (tap for injector in self.injectors.values() for tap in getattr(injector, 'output_taps', ()))
+        return tuple(dict.fromkeys(taps))
 
     def _apply(self, fn, recurse=True):
-        if not self.train_base: self.base._apply(fn, recurse)      # to a device or a type: the base comes along
+        if not self.train_base: self.base._apply(fn, recurse)      # .to(device), .double(): the frozen base too
         return super()._apply(fn, recurse)
 
 def base_hash(base: nn.Module) -> UInt8[Tensor, '16']:
-    "Hash of a model's weights as they are, as bytes: rounded ones are another base. Zeros where there are none yet (on the meta device)."
+    "16 bytes: hash of all weights of a model, exact to the last bit. Zeros if the weights are on the meta device."
     state = base.state_dict()
     if any(w.is_meta for w in state.values()): return torch.zeros(16, dtype=torch.uint8)
     return torch.tensor([*bytes.fromhex(digest(*(x for item in state.items() for x in item)))], dtype=torch.uint8)
 
-def _same_base(model, state, prefix, *_):
-    "Called whenever weights are loaded: they must have been trained on this base, unless they bring their own."
-    there, here = state.get(f'{prefix}base_hash'), model.base_hash
-    if there is None or there.shape != here.shape: return
-    if not model.train_base and not torch.equal(there.cpu(), here.cpu()):
-        found, expected = (bytes(x.tolist()).hex()[:12] for x in (here, there))
-        warnings.warn(f'these parts ({", ".join(model.injectors)}) were trained on the base {expected}, this one is {found}: what they say was '
-                      'never meant for it; load the base of their recipe, or train them again', stacklevel=2)
-    state[f'{prefix}base_hash'] = here
+def _check_base(model, state, prefix, *_):
+    "Called before weights are loaded: warn if they were trained on another base, unless the file holds that base."
+    stored, current = state.get(f'{prefix}base_hash'), model.base_hash
+    if stored is None or stored.shape != current.shape: return
+    if not model.train_base and not torch.equal(stored.cpu(), current.cpu()):
+        expected, got = (bytes(x.tolist()).hex()[:12] for x in (stored, current))
+        names = ', '.join(model.injectors)
+        warnings.warn(f'these injectors ({names}) were trained on the base {expected}, this one is {got}: their residuals '
+                      'do not fit it; load the base of their recipe, or train them again', stacklevel=2)
+    state[f'{prefix}base_hash'] = current
 
 # %% ../../nbs/inject/00_injector.ipynb #44c026
 def load_injected(model: Injected,
-                  path,                                # a checkpoint: safetensors, or what `read_tensors` reads
-                  without: Sequence[str] = ()          # names of parts that may be absent: from the file, or from the model
+                  path,                            # a checkpoint: safetensors, or what `read_tensors` reads
+                  without: Sequence[str] = ()      # names of injectors that may be absent from file or model
                   ) -> LoadReport:
-    "Load parts, strictly but for those named. `LoadError` lists what does not fit; another base than theirs is a warning."
+    """Load the injectors' weights, strictly except for `without`, and return what was loaded.
+    Raises `LoadError`, which lists every tensor that does not fit; injectors trained on another base are a warning."""
     frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
-    left = tuple(f'injectors.{name}.' for name in without)
-    return load_report(model, read_tensors(path), str(path), missing_ok=frozen + left, unexpected_ok=left)
+    absent = tuple(f'injectors.{name}.' for name in without)
+    return load_report(model, read_tensors(path), str(path), missing_ok=frozen + absent, unexpected_ok=absent)
 
 # %% ../../nbs/inject/00_injector.ipynb #in17
-def window_geometry(features: Callable,                    # (video, cams, known) -> Geometry
-                    batch: Batch,                          # windows, perhaps with history behind them
-                    observed: Bool[Tensor, 'b t']) -> Geometry:
-    "Geometry of the known frames of windows of t frames, and of all history behind these."
+def window_geometry(features: Callable,                    # (video, cams, observed) -> Geometry
+                    batch: Batch,                          # windows, perhaps followed by frames of history
+                    observed: Bool[Tensor, 'b t']          # which frames of the window may be used
+                    ) -> Geometry:
+    "Geometry of the observed frames of windows of t frames, and of all history frames, whose index is -1."
     t, history = observed.shape[1], batch.video.shape[1] - observed.shape[1]
-    return features(batch.video, batch.cams, torch.cat([observed, observed.new_ones(len(observed), history)], 1)).within(t)
+    everything = torch.cat([observed, observed.new_ones(len(observed), history)], 1)
+    return features(batch.video, batch.cams, everything).within(t)
 
 # %% ../../nbs/inject/00_injector.ipynb #in18
 def by_length(net,                             # any injector
               cams: Float[Tensor, 'b t 16'],   # of padded clips
               geometry,                        # of the clips; `geometry[list of clips]` takes some
-              mask: Int[Tensor, 'b t']):       # -1: padding, at the end of a clip
-    "`net.window` of clips of different lengths: whoever denoises them takes those of one length at a time, and its frames tell which."
+              mask: Int[Tensor, 'b t']         # -1: padding, at the end of a clip
+              ) -> Callable:                   # fn(x, noise_levels, cond_mask=None) -> control
+    """`net.window` for clips of different lengths. Each call's `x` holds all clips of one length, and its number of
+    frames selects them; raises ValueError if no clip has that many frames."""
     length = (mask != PAD).sum(1)
-    rows = {n: (length == n).nonzero().flatten().tolist() for n in length.unique().tolist()}
-    each = {n: net.window(cams[i, :n], None, geometry[i]) for n, i in rows.items()}
-    def say(x, noise_levels, cond_mask=None):
-        expect(x.shape[1] in each, 'by_length: x', f'frames (t) as in a clip: one of {[*each]}', x.shape[1], 'count them in the mask')
-        return each[x.shape[1]](x, noise_levels, cond_mask)
-    return say
+    clips = {n: (length == n).nonzero().flatten().tolist() for n in length.unique().tolist()}
+    windows = {n: net.window(cams[i, :n], None, geometry[i]) for n, i in clips.items()}
+    def control(x, noise_levels, cond_mask=None):
+        expect(x.shape[1] in windows, 'by_length: x', f'frames (t) as in a clip: one of {[*windows]}', x.shape[1],
+               'pass the mask of these clips to by_length')
+        return windows[x.shape[1]](x, noise_levels, cond_mask)
+    return control
 
 # %% ../../nbs/inject/00_injector.ipynb #44c069
 class GeometryGuide:
-    "What `rollout` takes as `geometry`. A part with `memory()` carries one through the walk, and reads it instead of the window."
+    """The argument `geometry` of `rollout`: control of each window from the features of its context frames.
+    An injector with `memory()` gets its memory, which grows along the rollout, in place of the window's geometry."""
     def __init__(self, model: Injected,
-                 features: Callable):        # (video, cams, known) -> Geometry; with depth, if a part carries a memory
+                 features: Callable):      # (video, cams, observed) -> Geometry; with depth if an injector has a memory
         self.model, self.features = model.eval(), features
         self.load_state_dict({})
 
-    def __call__(self, video: Float[Tensor, 'b t c h w'], cams: Float[Tensor, 'b t 16'], mask: Int[Tensor, 'b t'],
-                 index: Sequence) -> Callable | None:      # numbers of the frames in their clip, a list per clip
-        "The control of a window, from its known frames and from what is remembered."
+    def __call__(self, video: Float[Tensor, 'b t c h w'], cams: Float[Tensor, 'b t 16'],
+                 mask: Int[Tensor, 'b t'],       # -1 padding, 0 target, 1 ground-truth context, 2 generated context
+                 index: Sequence                 # numbers of the frames in their clip, a list per clip
+                 ) -> Callable | None:           # fn(x, noise_levels, cond_mask=None) -> control
+        "Function that returns the control of this window. Its context frames are added to the memories first."
         geometry = self.features(video, cams, mask > 0)
         self._add(geometry, mask, index)
         return self.model.window(cams, None, geometry, **self.memories)
 
     def observe(self, video, cams, mask, index):
-        "The window is whole: all its frames are known now."
+        "Add all frames of a complete window to the memories; arguments as for a call."
         if self.memories: self._add(self.features(video, cams, mask >= 0), mask, index)
 
     def _add(self, geometry, mask, index):
@@ -227,11 +273,13 @@ class GeometryGuide:
         for memory in self.memories.values(): memory.add(geometry, numbers, mask[rows, at] == CONTEXT)
 
     def state_dict(self) -> dict:
-        "All that is remembered, as flat tensors."
+        "Tensors of all memories: `{'injector.key': tensor}`."
         return {f'{name}.{k}': v for name, memory in self.memories.items() for k, v in memory.state_dict().items()}
 
     def load_state_dict(self, state: dict):
-        "Take up what was put down; {}: nothing is remembered yet."
-        self.memories = {name: part.memory() for name, part in self.model.injectors.items() if hasattr(part, 'memory')}
+        "Restore the memories from `state_dict()`; {}: all memories are empty."
+        injectors = self.model.injectors.items()
+        self.memories = {name: injector.memory() for name, injector in injectors if hasattr(injector, 'memory')}
         for name, memory in self.memories.items():
-            memory.load_state_dict({k.removeprefix(f'{name}.'): v for k, v in state.items() if k.startswith(f'{name}.')})
+            prefix = f'{name}.'
+            memory.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
