@@ -203,8 +203,8 @@ def _check_base(model, state, prefix, *_):
     if not model.train_base and not torch.equal(stored.cpu(), current.cpu()):
         expected, got = (bytes(x.tolist()).hex()[:12] for x in (stored, current))
         names = ', '.join(model.injectors)
-        warnings.warn(f'these injectors ({names}) were trained on the base {expected}, this one is {got}: their residuals '
-                      'do not fit it; load the base of their recipe, or train them again', stacklevel=2)
+        warnings.warn(f'these injectors ({names}) were trained on the base {expected}, this one is {got}: their '
+                      'residuals do not fit it; load the base of their recipe, or train them again', stacklevel=2)
     state[f'{prefix}base_hash'] = current
 
 # %% ../../nbs/inject/00_injector.ipynb #44c026
