@@ -134,7 +134,7 @@ def run_copies(self: CopiedLevels,
 
 @patch
 def call_control(self: CopiedLevels, x, noise_levels, prepared: PreparedWindow, cond_mask=None) -> dict:
-    "The control of one call: `{input or output tap: callable h -> h}`. Raises ValueError if `x` does not fit the window."
+    "The control of one call: `{input or output tap: callable h -> h}`. Raises ValueError if `x` does not fit."
     clips, t = prepared.camera.shape[:2]
     n, rest = divmod(len(x), clips)
     expect(n and not rest, f'{type(self).__name__}: x', f'a multiple of {clips} clips (b), one row per branch', len(x),
@@ -177,8 +177,8 @@ class ControlNet(CopiedLevels):
         self.unknown = nn.ParameterList(torch.zeros(c) for c in (*(c for c, _ in self.places), base.cfg.emb))
 
     def entry_maps(self, cams: Float[Tensor, 'b t 16'], geometry: Geometry) -> tuple:
-        """`([per place 'b t c h w'], 'b t e')`: latents and camera token of each observed frame at its index, and a learnt
-        vector at all other frames. Raises ValueError if channels or index do not fit."""
+        """`([per place 'b t c h w'], 'b t e')`: latents and camera token of each observed frame at its index, and a
+        learnt vector at all other frames. Raises ValueError if channels or index do not fit."""
         index, t = geometry.index, cams.shape[1]
         for name, width, axes in (('latents', self.cfg.latent, 'b s d h w'), ('camera', self.cfg.camera, 'b s d')):
             shape = tuple(getattr(geometry, name).shape)
