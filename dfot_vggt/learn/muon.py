@@ -17,9 +17,9 @@ from ..core import Cfg, expect, half_is_fast
 # %% ../../nbs/learn/00_muon.ipynb #41m008
 def orthogonalise(g: Float[Tensor, 'n rows columns'],    # a stack of matrices
                   steps: int = 5) -> Float[Tensor, 'n rows columns']:
-    """For each matrix `U S V^T` approximately `U V^T`, in bfloat16 or float32: its singular values lie between .7 and 1.2.
+    """For each matrix `U S V^T` about `U V^T`, in bfloat16 or float32: singular values between .7 and 1.2.
 
-    Newton-Schulz iteration, `steps` times. Singular values below .01 of the matrix's norm stay smaller."""
+    Newton-Schulz iteration, `steps` times. Singular values below .01 of the norm of the matrix stay smaller."""
     x = g.bfloat16() if half_is_fast(g.device.type) else g.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall: x = x.mT                                                # the smaller side makes the smaller products
@@ -66,7 +66,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         "Update every group once, in place. The first step creates the state. `ValueError` for a closure."
-        expect(closure is None, 'MuonAdamW.step', 'no closure', closure, 'compute the gradients first, then call step()')
+        expect(closure is None, 'MuonAdamW.step', 'no closure', closure, 'compute the gradients, then call step()')
         self.adamw.param_groups = [g for g in self.param_groups if 'pieces' not in g]   # one list of groups for both
         self.adamw.state = self.state                                                   # and one state
         if self.adamw.param_groups: self.adamw.step()
