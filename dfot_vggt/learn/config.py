@@ -54,7 +54,7 @@ class WorldCfg(Cfg):
 class Re10kCfg(Cfg):
     "RealEstate10K on disk in the layout of `dfot_vggt.data.re10k`, with the windows and the augmentation of DFoT."
     where: str = 'data/re10k'    # folder with training_poses, training_256, ...
-    skip: tuple = (10, 10)       # least and largest step between neighbouring frames of a window; smaller in short clips
+    skip: tuple = (10, 10)       # least and largest step between neighbouring frames of a window; less in short clips
 
     def folder(self, root='runs') -> Path:
         "Path of the data set. `FileNotFoundError` if there is none."
@@ -86,7 +86,7 @@ class RunCfg(Cfg):
     seed: int = 0                         # of the initial weights, the windows and the noise
     # initial weights: name of a file in the package; with a '/', a path or a Hub repository; '': random
     base: str = ''
-    vggt: VGGTCfg | None = None           # the geometry model: VGGT whose features the injectors read; None: no features
+    vggt: VGGTCfg | None = None           # the VGGT whose features the injectors read; None: no features
     vggt_weights: str = ''                # weights of the geometry model, named as `base`; '': random, seed 0
     layers: tuple = ()                    # numbers of the VGGT layers whose features are read
     cache: CacheCfg = CacheCfg()          # reduction and number type of the cached features, and whether depth is kept
@@ -104,7 +104,7 @@ class RunCfg(Cfg):
         recipe = f'recipe {self.name}'
         expect(self.memory is None or self.cache.depth, recipe, 'features with depth, which a spatial memory needs',
                'features without depth', 'add cache=CacheCfg(depth=True)')
-        expect(self.align is None or self.train_base, recipe, 'a base that is trained, since `align` changes the base only',
+        expect(self.align is None or self.train_base, recipe, 'a trained base, since `align` changes the base only',
                'a frozen base', 'add train_base=True')
 
 # %% ../../nbs/learn/02_config.ipynb #cf15

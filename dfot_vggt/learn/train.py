@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import (Cfg, atomic_write, contents, device, expect, folder_lock, half_is_fast, load_report, read_tensors,
-                            rng)
+from ..core import (Cfg, atomic_write, contents, device, expect, folder_lock, half_is_fast, load_report,
+                            read_tensors, rng)
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
@@ -60,7 +60,7 @@ def lr_at(step: int,            # from 0
 
 def ema_decay(step: int,        # updates so far
               decay: float) -> float:
-    "Decay of the average: (1+n)/(10+n) after n updates, at most `decay`. So the initial random weights soon count little."
+    "Decay of the average after n updates: (1+n)/(10+n), at most `decay`; the random start soon counts little."
     return min(decay, (1 + step)/(10 + step))
 
 # %% ../../nbs/learn/01_train.ipynb #40c033
@@ -68,10 +68,11 @@ def lr_groups(params: dict[str, nn.Parameter],    # by name
               cfg: TrainCfg) -> list[dict]:
     """Groups for an optimizer, one per learning-rate factor and kind of update (AdamW, Muon).
 
-    The first prefix in `cfg.scale` that fits a name counts. `ValueError` for a prefix, or for Muon, without parameters."""
+    The first prefix of `cfg.scale` that fits a name counts. `ValueError` for a prefix without parameters, and for
+    Muon without matrices."""
     unused = [prefix for prefix, _ in cfg.scale if not any(n.startswith(prefix) for n in params)]
     examples = ', '.join([*params][:3])
-    expect(not unused, 'TrainCfg.scale', 'prefixes of trained parameters', unused, f'use prefixes of names such as {examples}')
+    expect(not unused, 'TrainCfg.scale', 'prefixes of trained parameters', unused, f'use prefixes of names as {examples}')
     muon, groups = cfg.optimizer, {}
     for name, p in params.items():
         factor = next((f for prefix, f in cfg.scale if name.startswith(prefix)), 1.)
@@ -79,10 +80,13 @@ def lr_groups(params: dict[str, nn.Parameter],    # by name
         group = groups.setdefault((factor, pieces > 0), dict(params=[], pieces=[]))
         group['params'].append(p)
         group['pieces'].append(pieces)
-    expect(not muon or any(is_muon for _, is_muon in groups), 'MuonCfg.inside', 'names of modules that hold trained matrices',
-           muon and muon.inside, f'use parts of names such as {examples}')
-    return [_muon_group(group, factor, cfg) if is_muon else dict(params=group['params'], factor=factor, lr=factor*cfg.lr)
-            for (factor, is_muon), group in groups.items()]
+    expect(not muon or any(is_muon for _, is_muon in groups), 'MuonCfg.inside',
+           'names of modules that hold trained matrices', muon and muon.inside, f'use parts of names as {examples}')
+    return [(_muon_group if is_muon else _adamw_group)(group, factor, cfg) for (factor, is_muon), group in groups.items()]
+
+def _adamw_group(group: dict, factor: float, cfg: TrainCfg) -> dict:
+    "The parameters of the group with their learning rate."
+    return dict(params=group['params'], factor=factor, lr=factor*cfg.lr)
 
 def _muon_group(group: dict, factor: float, cfg: TrainCfg) -> dict:
     "The group with Muon's settings. Its `factor` is relative to `TrainCfg.lr`, so it follows the same schedule."
@@ -100,7 +104,7 @@ def build_optimizer(params: dict[str, nn.Parameter],    # by name
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     "The parameters that require a gradient, by name. `ValueError` if there are none."
     out = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    expect(out, type(model).__name__, 'parameters that require a gradient', 'none', 'unfreeze some: module.requires_grad_()')
+    expect(out, type(model).__name__, 'parameters that require a gradient', 'none', 'unfreeze a module: requires_grad_()')
     return out
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -109,7 +113,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {n: v.detach().cpu().clone() for n, v in model.state_dict().items() if n not in frozen}
 
 class EMA:
-    "Exponential moving average of the trained parameters, in float32: mean <- d*mean + (1 - d)*parameter, d = `ema_decay`."
+    "Moving average of the trained parameters, in float32: mean <- d*mean + (1 - d)*parameter, d = `ema_decay`."
     def __init__(self, model: nn.Module,
                  decay: float):                  # final decay, 0 to 1
         self.decay, self.mean = decay, {n: p.detach().float().clone() for n, p in trained(model).items()}
@@ -118,7 +122,8 @@ class EMA:
     def update(self, model: nn.Module, step: int):
         "Move the average towards the parameters, after optimizer step `step` (from 0)."
         params = trained(model)
-        torch._foreach_lerp_([*self.mean.values()], [params[n].float() for n in self.mean], 1 - ema_decay(step, self.decay))
+        present = [params[n].float() for n in self.mean]
+        torch._foreach_lerp_([*self.mean.values()], present, 1 - ema_decay(step, self.decay))
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         "As the function `weights`, with the averages in place of the parameters."
@@ -142,7 +147,7 @@ def saved_step(folder) -> int:
     return max((int(s.stem.removeprefix('step-')) for s in (Path(folder)/'state').glob('step-*.pt')), default=0)
 
 def load_state(folder: Path, model: nn.Module, ema: EMA, opt: torch.optim.Optimizer) -> int:
-    "Load the newest state into `model`, `ema` and `opt`; returns its step, 0 if there is none. `LoadError` for another model."
+    "Step of the newest state, loaded into `model`, `ema` and `opt`; 0 without a state. `LoadError` for another model."
     states = sorted((folder/'state').glob('step-*.pt'))
     if not states: return 0
     s = read_tensors(states[-1])
@@ -234,8 +239,8 @@ def chosen_precision(precision: str,           # 'no', 'bf16', 'fp16' or 'auto'
 def _reset_accelerate():
     """Clear accelerate's settings of this process, so that the next `Accelerator` may have another precision.
 
-    This is the only place where a private attribute of accelerate is used: `AcceleratorState._reset_state`. Without it a
-    second run in the same process with another precision is a `ValueError`, and accelerate has no public function for it."""
+    Only here a private attribute of accelerate is used: `AcceleratorState._reset_state`. Without it a second run in the
+    same process with another precision raises `ValueError`, and accelerate has no public function for it."""
     AcceleratorState._reset_state()
 
 def _build_accelerator(cfg: TrainCfg) -> Accelerator:
@@ -243,7 +248,7 @@ def _build_accelerator(cfg: TrainCfg) -> Accelerator:
     _reset_accelerate()
     kind = device().type
     acc = Accelerator(mixed_precision=chosen_precision(cfg.precision, kind), cpu=kind == 'cpu')
-    if cfg.precision == 'fp16' and acc.scaler is None:           # on a CPU accelerate scales no loss, torch's scaler does
+    if cfg.precision == 'fp16' and acc.scaler is None:         # accelerate scales no loss on a CPU
         acc.native_amp, acc.scaler = True, torch.amp.GradScaler('cpu')
     if acc.num_processes > 1: atexit.register(_leave_group)
     return acc
@@ -290,7 +295,8 @@ def _train(model, loss_fn, batches, cfg, folder, observers, acc) -> list[dict]:
             batch = _to(next(stream), acc.device)
             numbers, stop = _one_step(wrapped, opt, params, batch, lr_at(step, cfg), cfg, acc, bool(request))
             record = {'step': step, **numbers}
-            expect(torch.isfinite(torch.tensor(record['loss'])), f'loss of step {step}', 'a finite number', record['loss'],
+            finite = torch.isfinite(torch.tensor(record['loss']))
+            expect(finite, f'loss of step {step}', 'a finite number', record['loss'],
                    f'lower TrainCfg.lr or check the batch of this step; the last good state is in {folder}/state',
                    error=FloatingPointError)
             ema.update(model, step)
@@ -326,7 +332,7 @@ def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
 def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accelerator,
               stop: bool                                                # this process was asked by a signal to stop
               ) -> tuple[dict, bool]:
-    "Forward, backward and clipped update. Returns the numbers for the log, means over processes, and whether any must stop."
+    "Forward, backward, update. Returns the numbers for the log (means over processes), and whether any process stops."
     t0 = time.perf_counter()
     for g in opt.param_groups: g['lr'] = g.get('factor', 1.)*lr         # states of early runs have no factors
     losses = {n: v.mean() for n, v in wrapped(batch).items()}
@@ -336,7 +342,7 @@ def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accele
     norm = acc.clip_grad_norm_(params, cfg.clip)
     opt.step()
     values = torch.stack([total.detach(), *(v.detach() for v in losses.values()), total.new_tensor(float(stop))])
-    *means, stopping = acc.reduce(values, 'mean').tolist()              # one process must stop: all stop at the same step
+    *means, stopping = acc.reduce(values, 'mean').tolist()        # if one process stops, all stop at this step
     seconds = round(time.perf_counter() - t0, 4)
     return dict(zip(('loss', *losses), means)) | dict(lr=lr, norm=float(norm), s=seconds), stopping > 0
 
@@ -350,13 +356,14 @@ def restart(folder,                         # new, without a state
             model: nn.Module,               # with the weights to continue from
             step: int,                      # steps for which these weights have been trained
             cfg: TrainCfg):                 # settings of the run
-    """Write the state of a run at `step` into a new folder: the weights of `model` and a new optimizer; `train` continues it.
+    """Write a state at `step` into a new folder: the weights of `model` and a new optimizer. `train` continues from it.
 
     `ValueError` if the folder has a state, or if `step` is not between 1 and `cfg.steps - 1`."""
     folder = Path(folder)
     states = [*(folder/'state').glob('step-*.pt')]
     expect(not states, str(folder), 'a folder without a state', [s.name for s in states],
            'name another folder, or continue this state with train')
-    expect(0 < step < cfg.steps, 'restart: step', f'1 to {cfg.steps - 1}', step, f'pass cfg.replace(steps={step + 1000})')
+    expect(0 < step < cfg.steps, 'restart: step', f'1 to {cfg.steps - 1}', step,
+           'pass the step of these weights, or a TrainCfg with more steps')
     cfg.save(folder/'config.yaml')
     save_state(folder, step, model, EMA(model, cfg.ema), build_optimizer(trained(model), cfg))
