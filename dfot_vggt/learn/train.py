@@ -72,7 +72,8 @@ def lr_groups(params: dict[str, nn.Parameter],    # by name
     Muon without matrices."""
     unused = [prefix for prefix, _ in cfg.scale if not any(n.startswith(prefix) for n in params)]
     examples = ', '.join([*params][:3])
-    expect(not unused, 'TrainCfg.scale', 'prefixes of trained parameters', unused, f'use prefixes of names as {examples}')
+    expect(not unused, 'TrainCfg.scale', 'prefixes of trained parameters', unused,
+           f'use prefixes of names such as {examples}')
     muon, groups = cfg.optimizer, {}
     for name, p in params.items():
         factor = next((f for prefix, f in cfg.scale if name.startswith(prefix)), 1.)
@@ -82,7 +83,8 @@ def lr_groups(params: dict[str, nn.Parameter],    # by name
         group['pieces'].append(pieces)
     expect(not muon or any(is_muon for _, is_muon in groups), 'MuonCfg.inside',
            'names of modules that hold trained matrices', muon and muon.inside, f'use parts of names as {examples}')
-    return [(_muon_group if is_muon else _adamw_group)(group, factor, cfg) for (factor, is_muon), group in groups.items()]
+    return [_muon_group(group, factor, cfg) if is_muon else _adamw_group(group, factor, cfg)
+            for (factor, is_muon), group in groups.items()]
 
 def _adamw_group(group: dict, factor: float, cfg: TrainCfg) -> dict:
     "The parameters of the group with their learning rate."
@@ -104,7 +106,8 @@ def build_optimizer(params: dict[str, nn.Parameter],    # by name
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     "The parameters that require a gradient, by name. `ValueError` if there are none."
     out = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    expect(out, type(model).__name__, 'parameters that require a gradient', 'none', 'unfreeze a module: requires_grad_()')
+    expect(out, type(model).__name__, 'parameters that require a gradient', 'none',
+           'unfreeze the module that should train: module.requires_grad_()')
     return out
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
