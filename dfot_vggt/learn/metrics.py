@@ -60,7 +60,7 @@ def sharpness(pred: Float[Tensor, '*b t c h w'],          # RGB in [0,1]
 def copy_last(truth: Float[Tensor, '*b t c h w'],
               context: int,                          # number of context frames at the start
              ) -> Float[Tensor, '*b t c h w']:
-    "A baseline video: the context frames, then the last of them for all target frames. `ValueError` without a target frame."
+    "A baseline video: the context frames, then copies of the last one. `ValueError` without a target frame."
     expect(1 <= context < truth.shape[-4], 'context', f'1 to {truth.shape[-4] - 1} frames', context,
            'give the baseline a frame to copy and a frame to fill')
     first, last = truth[..., :context, :, :, :], truth[..., context - 1:context, :, :, :]
@@ -91,7 +91,7 @@ def revisits(cams: Float[Tensor, 't 16'],
 def revisit_error(video: Float[Tensor, '*b t c h w'],   # RGB in [0,1], generated
                   pairs: Sequence,                      # (earlier, later) frames with the same camera
                  ) -> dict:                             # 'mse', 'psnr' (dB), 'corr' (-1 to 1): each `*b p`, p pairs
-    "Difference of the two frames of each pair: has a place changed when the camera returns? `ValueError` without a pair."
+    "Error and correlation of the two frames of each pair: does a place change? `ValueError` without a pair."
     expect(len(pairs) > 0, 'pairs', 'at least one (earlier, later)', 'none',
            'this camera path never returns: take one for which revisits(cams) is not empty')
     first, last = (video[..., list(i), :, :, :].float() for i in zip(*pairs))
