@@ -35,7 +35,7 @@ class Views(Batch):
         return Views(**{**vars(super().to(device)), 'depth': self.depth.to(device)})
 
 class Rooms(Clips):
-    "Windows of rendered rooms, as `Clips`, with depth: the room is built again from its name, and its depth is computed."
+    "Windows of rendered rooms, as `Clips`, with depth: a room is built again from its name to compute it."
     def __init__(self, *args,
                  depth_size: int = 112,           # pixels per side of the depth
                  **kwargs):
@@ -73,7 +73,7 @@ def _first_frames(windows: list, length: int) -> Views:
 def normalise_scene(cams: Float[Tensor, 'b s 16'],
                     depth: Float[Tensor, 'b s h w'],
                     valid: Bool[Tensor, 'b s h w'] | None = None):    # pixels that count in the mean; None: all
-    "`(cams, depth, points b s h w 3)` relative to the first camera, in units of the mean distance of the points from it."
+    "`(cams, depth, points b s h w 3)` relative to the first camera, in units of the mean distance from it."
     cams = normalise_by_first(cams)
     points = unproject(depth, cams)
     valid = torch.ones_like(depth, dtype=torch.bool) if valid is None else valid
@@ -90,8 +90,8 @@ def camera_loss(codes: list,                       # of `b s 9`, one per refinem
     total, n = 0., len(codes)
     for k, code in enumerate(codes):
         error = (code - true).abs()
-        translation, rotation, view = error[..., :3].clamp(max=100).mean(), error[..., 3:7].mean(), error[..., 7:].mean()
-        total = total + stage**(n - 1 - k)/n*(translation + rotation + .5*view)
+        translation, rotation = error[..., :3].clamp(max=100).mean(), error[..., 3:7].mean()
+        total = total + stage**(n - 1 - k)/n*(translation + rotation + .5*error[..., 7:].mean())
     return total
 
 # %% ../../nbs/learn/05_train_vggt.ipynb #43c022
@@ -109,9 +109,9 @@ def regression_loss(pred: Float[Tensor, 'b s h w c'],      # depth (c = 1) or po
                     conf: Float[Tensor, 'b s h w'],        # confidence, at least 1
                     true: Float[Tensor, 'b s h w c'],
                     valid: Bool[Tensor, 'b s h w'],        # pixels that count
-                    part: float = .98,                     # share of the pixels that count, those with the smallest loss
+                    part: float = .98,                     # share of pixels that count: the smallest losses
                     alpha: float = .2):                    # weight of -log(conf)
-    "`(mean of error*conf - alpha*log(conf), mean error)`: VGGT eq. 3 (Kendall and Gal, 2017); 0 below 100 valid pixels."
+    "`(mean of error*conf - alpha*log(conf), mean error)`: VGGT eq. 3; both 0 for less than 100 valid pixels."
     error = (_finite(true) - pred).norm(dim=-1)[valid]
     conf = conf[valid]
     if len(error) < 100: return 0*error.sum() + 0*conf.sum(), 0*error.sum()
@@ -137,7 +137,7 @@ def matching_patches(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h 
                      grid: int):                     # patches per side
     """For the centre of each patch: `(patch of frame 0 that shows it, distance, visible)`.
 
-    Patch numbers `b s p`; distances `b s p 2` in x and y, in image sizes; True `b s p` where frame 0 shows the place."""
+    Patch numbers `b s p`; distances `b s p 2` in x and y, in image sizes; True `b s p`: the place is visible in frame 0."""
     h = depth.shape[-1]
     middle = (torch.arange(grid, device=depth.device)*h + h//2)//grid
     points = unproject(depth[:, :, middle][..., middle], cams).flatten(2, 3)                      # b s p 3
@@ -145,7 +145,7 @@ def matching_patches(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h 
     inside = ((uv > 0) & (uv < 1)).all(-1) & (z > 0)
     u, v = uv.clamp(0, 1 - 1e-6).unbind(-1)
     surface = depth[:, 0].flatten(1).gather(1, (v*h).long()*h + (u*h).long())
-    visible = inside & ((surface - z).abs() < .08*z)                         # inside the image, not behind another surface
+    visible = inside & ((surface - z).abs() < .08*z)                         # not behind another surface
     patch = (v*grid).long()*grid + (u*grid).long()
     patch, uv, visible = (x.unflatten(1, points.shape[1:3]) for x in (patch, uv, visible))
     centre = (torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).flip(-1).to(uv) + .5)/grid
@@ -153,7 +153,7 @@ def matching_patches(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h 
 
 # %% ../../nbs/learn/05_train_vggt.ipynb #43c051
 def match_scores(vggt: VGGT,
-                 layer: int,                              # number of the global block; its head 0 is trained by `match_loss`
+                 layer: int,                              # number of the global block, one of `MATCHING`
                  before: Float[Tensor, 'b s n d']         # input tokens of the block
                  ) -> Float[Tensor, 'b s p k']:           # k: all tokens of the clip, frame by frame
     "Attention scores, before the softmax, of the patches of every frame in head 0 of a global block."
@@ -187,7 +187,7 @@ MATCHING = (1, 2)      # global blocks whose head 0 is trained by `match_loss`
 
 def geometry_loss(dense: int = 1,                   # frames of each clip for which depth and points are predicted
                   match: float = .3) -> Callable:   # weight of the attention's cross-entropy
-    """`loss_fn(vggt, (views, step)) -> {name: loss}`: cameras, depth, points (VGGT section 3.4), and two matching terms.
+    """`loss_fn(vggt, (views, step)) -> {name: loss}`: cameras, depth, points (VGGT section 3.4), two matching terms.
 
     Means over the batch, with the weights of the released training code; `match` and `move` are our own terms."""
     def loss_fn(vggt, item):
@@ -214,7 +214,7 @@ def _dense_frames(batch: Views, step: int, n: int) -> Int[Tensor, 'b n']:
 @torch.no_grad()
 def new_vggt(cfg: VGGTCfg = VGGTCfg.tiny(),
              seed: int = 0) -> VGGT:                # of the weights
-    "An untrained VGGT for `geometry_loss`. At first it predicts cameras that do not move; its patch tokens code their positions."
+    "An untrained VGGT. It predicts cameras that do not move, and its position embeddings are sines and cosines."
     seed_all(seed)
     vggt = VGGT(cfg, ('camera_head', 'depth_head', 'point_head'))
     trunk, last = vggt.aggregator, vggt.camera_head.pose_branch.fc2
@@ -232,7 +232,7 @@ def evaluate_vggt(vggt: VGGT,
                   batch: Views) -> dict:        # {name: errors 'b'}
     """Errors of a VGGT per clip, and those of simple baselines on the same clips.
 
-    `depth`: relative, after one scale per clip; `rotation`, `translation`: degrees, means over all frames but the first.
+    `depth`: relative, after one scale per clip; `rotation`, `translation`: degrees, means over frames 1 and later.
     Baselines: `depth_median` (a constant depth), `rotation_none` and `translation_none` (no motion)."""
     out = vggt(vggt.fit(batch.video))
     still = batch.cams[:, :1].expand_as(batch.cams)
