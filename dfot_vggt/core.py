@@ -121,8 +121,8 @@ def _target(cls) -> str:
 
 def contents(o):
     """Values of a config, or of its plain containers, as plain containers: classes by name without module, no entries
-    that are None. Equal settings give equal contents in all versions of the library, also when a class has moved to another
-    module or has got a new optional field."""
+    that are None. Equal settings give equal contents in all versions of the library, also when a class has moved to
+    another module or has got a new optional field."""
     def value(k, v): return str(v).rsplit('.', 1)[-1] if k == '_target_' else contents(v)
     if isinstance(o, Cfg): return contents(o.to_dict())
     if isinstance(o, Mapping): return {k: value(k, v) for k, v in o.items() if v is not None}
