@@ -27,7 +27,8 @@ def _cams(rows: Float[Tensor, 't 18'], path) -> Float[Tensor, 't 16']:
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
     off = (cams.R@cams.R.mT - torch.eye(3)).abs().amax((1, 2))
     expect((off < 1e-3).all(), str(path), 'rotations (|R R^T - I| < 1e-3)',
-           f'{off.max():.2g} in pose {int(off.argmax())}', 'check the order of the columns: fx fy cx cy, two zeros, R|t row by row')
+           f'{off.max():.2g} in pose {int(off.argmax())}',
+           'check the order of the columns: fx fy cx cy, two zeros, R|t row by row')
     return cams.data
 
 def _rows(cams: Float[Tensor, 't 16']) -> Float[Tensor, 't 18']:
