@@ -28,6 +28,7 @@ from ..denoiser.sampling import frame_noise, sample_window
 from ..data.scenes import Room, walk
 from ..denoiser.tasks import frame_mask
 from ..trace import flop_counter
+from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose, UViTCfg, golden_weights
 
 # %% ../../nbs/bench/00_denoiser.ipynb #29c040
@@ -89,7 +90,7 @@ def as_reference(model: UViT3DPose, x: Float[Tensor, 'b t c h w'], levels: Float
 def mid_work(steps: int = STEPS) -> dict:
     "{row: what to run} for every row of the mid-sized model; a run of a sampling row is a whole window of `steps`."
     cfg, diffusion = UViTCfg.mid_size(checkpoint=()), ContinuousDiffusion()
-    net, trained = (golden_weights(UViT3DPose(cfg)) for _ in range(2))
+    net, trained = (golden_weights(CachedUViT3DPose(cfg)) for _ in range(2))
     net.eval(), trained.train()
     opt = torch.optim.AdamW(trained.parameters(), 1e-8, betas=(.9, .99), weight_decay=.01, fused=True)
     x, cams = speed_inputs(cfg)
@@ -134,7 +135,7 @@ def plain_layers():
 def tiny_step(batch: int = 8) -> Callable:      # windows
     "A function that makes one training step of `tiny` in bfloat16 and returns the gradients by name; the weights hardly move."
     cfg, diffusion = UViTCfg.tiny(), make_diffusion(DiffusionCfg.world())
-    model = golden_weights(UViT3DPose(cfg)).train()
+    model = golden_weights(CachedUViT3DPose(cfg)).train()
     opt = torch.optim.AdamW(model.parameters(), 1e-9, betas=(.9, .99), weight_decay=.01, fused=True)
     average = [p.detach().clone() for p in model.parameters()]
     x0, noise = (named_randn(f'speed.{n}', batch, cfg.frames, 3, cfg.size, cfg.size) for n in ('x0', 'noise'))
@@ -173,7 +174,7 @@ def full_forward(frames: int,     # t
     "A forward pass of the released size, ready to run, in a process that keeps its memory (`core.keep_memory`); made for `measure.alone`."
     keep_memory()
     cfg = UViTCfg.re10k(checkpoint=(), **changes)
-    with torch.device('meta'): model = UViT3DPose(cfg)
+    with torch.device('meta'): model = CachedUViT3DPose(cfg)
     model.to_empty(device='cpu').eval()
     with torch.no_grad():
         for p in model.state_dict().values(): p.normal_(std=.02)

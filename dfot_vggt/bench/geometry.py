@@ -32,7 +32,8 @@ from ..core import expect, named_randn
 from ..denoiser.diffusion import ContinuousDiffusion
 from ..geometry.features import Geometry
 from .denoiser import speed_inputs
-from ..denoiser.uvit import UViT3DPose, UViTCfg, golden_weights
+from ..denoiser.pose_cache import CachedUViT3DPose
+from ..denoiser.uvit import UViTCfg, golden_weights
 from ..geometry.vggt import HEAD_NAMES, VGGT, VGGTCfg, load_vggt
 
 # %% ../../nbs/bench/01_geometry.ipynb #39c009
@@ -178,7 +179,7 @@ def control_work(cfg: UViTCfg,           # of the base
                  control: ControlCfg
                  ) -> tuple[dict, dict]:      # {row: a training step}, {row: its forward pass -> loss}
     "Return the training steps to compare: the whole base, and ControlNets on a frozen base."
-    base, whole = (golden_weights(UViT3DPose(cfg)) for _ in range(2))
+    base, whole = (golden_weights(CachedUViT3DPose(cfg)) for _ in range(2))
     nets = {f'{row} train step': ControlNet(base, control.replace(**copy)).train() for row, copy in SETTINGS.items()}
     diffusion, (x, cams) = ContinuousDiffusion(), speed_inputs(cfg)
     times, context = torch.full((1, cfg.frames), .5), torch.arange(0, cfg.frames, 2)
@@ -188,7 +189,7 @@ def control_work(cfg: UViTCfg,           # of the base
     def loss(model, cond, inject):
         return diffusion.training_step(model, x, cond, times, x.flip(1), control=inject).loss.mean()
     def controlled(net):
-        cond = base.pool_rays(cams)                                # for the base and for the copies
+        cond = base.pose_cells(cams)                                # for the base and for the copies
         return loss(base, cond, lambda x, levels: net(x, levels, cams, cond, geometry))
     models = {'mid train step': whole.train()} | nets
     losses = {'mid train step': lambda: loss(whole, cams, None)}

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from ..core import LoadError, expect, load_report, read_tensors
-from .uvit import UViT3DPose, UViTCfg
+from .pose_cache import CachedUViT3DPose
+from .pose_cache import CachedUViT3DPose
+from .uvit import UViTCfg
 
 # %% ../../nbs/denoiser/09_checkpoints.ipynb #28c058
 def dfot_state(file,                        # contents of a checkpoint: a dict
@@ -76,13 +78,13 @@ def load_dfot(source='kiwhansong/DFoT',  # path of a file or folder, or Hub repo
               cfg: UViTCfg = UViTCfg.re10k(),  # architecture; `frames` is free: no weight depends on it
               file: str = 'pretrained_models/DFoT_RE10K.ckpt',   # the file's path in the repository
               inert: tuple = ()  # further classes to replace by empty records, by full name
-              ) -> UViT3DPose:
+              ) -> CachedUViT3DPose:
     """The denoiser with the weights of a DFoT checkpoint of any form; float32, in eval mode; no code of the file runs.
 
     The tensors are mapped from the file, so the file must not be overwritten while the model is in use.
     `ValueError` for a file that cannot be read, `LoadError` (a `ValueError`) if a name or shape does not fit `cfg`."""
     path = checkpoint_file(source, file)
-    with torch.device('meta'): model = UViT3DPose(cfg)
+    with torch.device('meta'): model = CachedUViT3DPose(cfg)
     state = dfot_state(read_tensors(path, (*INERT, *inert)), [n for n, _ in model.named_parameters()], str(path))
     load_report(model, state, str(path))
     return model.float().requires_grad_(True).eval()

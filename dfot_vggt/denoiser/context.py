@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import expect
+from .pose_cache import CachedUViT3DPose
 from .uvit import UViT3DPose
 
 # %% ../../nbs/denoiser/08_context.ipynb #27c007
@@ -33,7 +34,7 @@ def extend_context(model: UViT3DPose,
            "'interpolate', as the model was extended before", repr(rope),
            f"use rope='interpolate', or extend the original model of {old.rope_frames} frames")
     rope_frames = 0 if rope == 'extrapolate' else old.rope_frames or old.frames
-    with torch.device('meta'): new = UViT3DPose(old.replace(frames=frames, rope_frames=rope_frames))
+    with torch.device('meta'): new = type(model)(old.replace(frames=frames, rope_frames=rope_frames))
     state = {name: _longer(value, old.frames, frames, rope) if name.startswith('pos_embs.') else value.clone()
              for name, value in model.state_dict().items()}
     new.load_state_dict(state, assign=True)

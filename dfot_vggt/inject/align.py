@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..core import Cfg, expect
 from ..denoiser.diffusion import Step
 from ..geometry.features import Geometry, regrid
-from ..denoiser.uvit import UViT3DPose, UViTCfg
+from ..denoiser.pose_cache import CachedUViT3DPose
+from ..denoiser.uvit import UViTCfg
 
 # %% ../../nbs/inject/05_align.ipynb #36c014
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class AlignCfg(Cfg):
 
 def tap_width(base: UViTCfg, tap: str) -> int:
     "Channels of an activation of the denoiser, by its tap name; `ValueError` if there is no such tap."
-    with torch.device('meta'): names = [n for n in UViT3DPose(base).tap_names if n != 'out']
+    with torch.device('meta'): names = [n for n in CachedUViT3DPose(base).tap_names if n != 'out']
     expect(tap in names, 'AlignCfg.tap', f'one of {", ".join(names)}', repr(tap),
            f'use a tap of this denoiser, e.g. {names[-1]!r}')
     section, *level = tap.split('.')

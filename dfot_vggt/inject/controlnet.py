@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..core import Cfg, expect
 from ..denoiser.layers import zero_init
-from ..denoiser.uvit import Level, PoseCond, UViT3DPose
+from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
+from ..denoiser.uvit import Level, UViT3DPose
 from ..geometry.features import Geometry, area_mean, place, regrid
 from .injector import Injector
 
@@ -30,9 +31,9 @@ class CopiedLevels(Injector):
                  cfg: Cfg):                    # with fields `first` and `mid`, as in `ControlCfg`
         super().__init__(base)
         last, name = len(base.down_blocks), type(cfg).__name__
-        first = base.apart if cfg.first is None else cfg.first
+        first = base.separate_levels if cfg.first is None else cfg.first
         expect(0 <= first <= last, f'{name}.first', f'a level from 0 (the finest) to {last} (the middle), or None',
-               first, f'first={base.apart} or None begins at the first level with attention')
+               first, f'first={base.separate_levels} or None begins at the first level with attention')
         least = int(first == last)                                            # at least one level or block is copied
         expect(least <= cfg.mid <= base.cfg.mid, f'{name}.mid', f'{least} to {base.cfg.mid} middle blocks of the base',
                cfg.mid, f'set mid={min(max(cfg.mid, least), base.cfg.mid)}')
@@ -111,7 +112,7 @@ class ControlCall:
 @patch
 def prepare_window(self: CopiedLevels, cams, cond, geometry) -> PreparedWindow:
     "Cameras and geometry, ready for every copied level."
-    cond = cond[:] if isinstance(cond, PoseCond) else self.base.pool_rays(cams if cond is None else cond)
+    cond = cond[:] if isinstance(cond, PoseCond) else self.base.pose_cells(cams if cond is None else cond)
     return PreparedWindow(cond.prepare(self.sections(), self), *self.entry_maps(cams, geometry))
 
 @patch
@@ -128,7 +129,7 @@ def run_copies(self: CopiedLevels,
     keep, levels = None if cond_mask is None else ~cond_mask, {}
     for tap, m, (section, (i, level)) in zip(self.output_taps, prepared.maps, self.sections().items()):
         h = h + per_branch(m).flatten(0, 1)
-        levels[tap] = self.base.run_level(level, section, i, h, noise, pose, keep, recompute=False) if len(level) else h
+        levels[tap] = self.base.run_modulated_level(level, section, i, h, noise, pose, keep, recompute=False) if len(level) else h
         if section != 'mid': h = level[-1](levels[tap])
     return levels
 
@@ -158,7 +159,7 @@ class ControlCfg(Cfg):
     latent: int       # channels of `Geometry.latents`
     camera: int       # channels of `Geometry.camera`
     mid: int = 1      # how many middle blocks are copied
-    first: int | None = None     # finest level that is copied; None: the first with attention, `UViT3DPose.apart`
+    first: int | None = None     # finest level that is copied; None: the first with attention, `UViT3DPose.separate_levels`
 
 # %% ../../nbs/inject/01_controlnet.ipynb #32c009
 def to_grid(conv: nn.Conv2d, x: Float[Tensor, 'f h w d'], size: int) -> Float[Tensor, 'f c size size']:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..core import LoadReport, expect, load_report, read_tensors, rng
 from ..data.clips import Batch
 from ..denoiser.tasks import CONTEXT, PAD
-from ..denoiser.uvit import PoseCond, UViT3DPose
+from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
+from ..denoiser.uvit import UViT3DPose
 from ..geometry.features import Geometry, digest
 from ..trace import liveness
 
@@ -165,7 +166,7 @@ class Injected(nn.Module):
                **replaced                            # name=geometry: what this injector gets instead, e.g. a memory
                ) -> Callable | None:                 # fn(x, noise_levels, cond_mask=None) -> control
         "Function that returns the merged control of all injectors for one window; None if none of them gives any."
-        cond = self.base.pool_rays(cams) if cond is None else cond
+        cond = self.base.pose_cells(cams) if cond is None else cond
         windows = [injector.window(cams, cond, replaced.get(name, geometry))
                    for name, injector in self.injectors.items() if hasattr(injector, 'window')]
         windows = [control for control in windows if control is not None]

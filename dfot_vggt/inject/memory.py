@@ -19,13 +19,14 @@ from ..core import expect, rng
 from ..geometry.features import Geometry, regrid
 from ..denoiser.layers import zero_init
 from .points import PointsCfg, SpatialMemory
+from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 
 # %% ../../nbs/inject/04_memory.ipynb #34c025
 @dataclass(frozen=True)
 class MemoryCfg(PointsCfg):
     "How a memory is kept, how much of the base is copied to read it, and how it is augmented in training."
-    first: int | None = None     # finest level that is copied; None: the first level with attention, `UViT3DPose.apart`
+    first: int | None = None     # finest level that is copied; None: the first level with attention, `UViT3DPose.separate_levels`
     mid: int = 1                 # how many middle blocks are copied
     drop: float = .15            # share of training clips with an empty memory
     augment: float = .5          # share of stored frames that are blurred and stained in training, as if generated

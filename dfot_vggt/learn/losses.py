@@ -21,6 +21,7 @@ from ..core import expect, rng
 from ..data.clips import Batch, loader, order
 from ..denoiser.diffusion import Diffusion, make_diffusion
 from ..denoiser.tasks import train_levels
+from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.features import digest
 from ..geometry.manifest import Manifest, make_manifest
@@ -144,7 +145,7 @@ def injected_loss(run: RunCfg,
         window = _without_history(batch, run.model.frames)
         drawn = draw_training(run, net.base, window, step)
         cond_mask = drawn.cond_mask if net.base.training else None
-        cond = net.base.pool_rays(window.cams)
+        cond = net.base.pose_cells(window.cams)
         control = None
         if net.output_taps:
             geometry = window_geometry(features, batch, drawn.observed)
