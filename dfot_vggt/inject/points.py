@@ -100,8 +100,8 @@ class PointsCfg(Cfg):
     size: int = 32           # points a side that are taken of a frame, and pixels a side of the splats
     features: int = 32       # numbers to which a patch's latent is reduced; 0: colours only
     points: int = 32768      # largest number of points of a clip
-    cell: float = .7  # side of a voxel, in distances between neighbouring points at the first frames' median depth
-    prior: float = .7  # one unit of VGGT in camera units, if nothing else is known; .7: the small VGGT in `scenes`
+    cell: float = .7         # side of a voxel, in point distances at the median depth of the first frames
+    prior: float = .7        # one unit of VGGT in camera units, if nothing else is known; .7: small VGGT in `scenes`
     parallax: float = .03    # camera distance, in median depths, from which VGGT's cameras are used for the scale
     pull: float = .01        # gain in RGB difference that is needed to change the scale by a factor of e
 
@@ -173,9 +173,9 @@ def find_scale(geometry: Geometry,
                guess: Float[Tensor, 'b'],     # used where nothing else is known
                cfg: PointsCfg
                ) -> Float[Tensor, 'b']:
-    """One unit of VGGT in units of the given cameras: the scale near VGGT's cameras' or near `guess` at which the
-    colours of the frames agree best. Where the colours do not decide: the scale from VGGT's cameras; `guess`
-    where these have no parallax or no two frames share a surface."""
+    """One unit of VGGT in units of the given cameras. The search starts at `camera_scale` and at `guess`, and
+    returns the scale at which the colours of the frames agree best. Where the colours do not decide, that is the
+    result of `camera_scale`, or `guess` if there is no parallax or no two frames share a surface."""
     from_cams = camera_scale(geometry, cfg.parallax)
     starts = torch.stack([torch.where(from_cams.isnan(), guess, from_cams), guess], 1)
     tie_break = guess.new_tensor([0., 1e-3])
@@ -215,7 +215,7 @@ def merge_points(points: Float[Tensor, 'b n 3'],          # in world coordinates
     table = torch.cat([p, v, torch.ones_like(w)[:, None]], 1)
     sums = weighted_sums(*group_rows(group, n), table, torch.arange(len(w), device=w.device), w*(truth == true[group]))
     count = torch.bincount(clip, minlength=b)
-    order = argsort_by(2*clip + (~true).long(), -last)  # per clip: ground truth before generated, then the latest first
+    order = argsort_by(clip, (~true).long(), -last)      # in each clip ground truth first, then the latest frames
     begin = (count.cumsum(0) - count)[clip]
     rank = torch.empty_like(order).scatter(0, order, torch.arange(n, device=order.device)) - begin
     keep = rank < most
@@ -264,10 +264,8 @@ class SpatialMemory:
 
     @torch.no_grad()
     def add(self, geometry: Geometry,                        # with depth, poses and images
-            # numbers of the frames in their clips, -2 in empty slots; None: 0, 1, ...
-            index: Int[Tensor, 'b s'] | None = None,
-            # True: a ground-truth frame, False: a generated one; None: all True
-            ground_truth: Bool[Tensor, 'b s'] | None = None
+            index: Int[Tensor, 'b s'] | None = None,         # frame numbers, -2 in empty slots; None: 0, 1, ...
+            ground_truth: Bool[Tensor, 'b s'] | None = None  # False: the frame is generated; None: all True
             ) -> 'SpatialMemory':
         """The memory itself, after adding the frames whose numbers are not stored yet, at the scale found from
         colours, cameras and stored points. A clip whose stored frames all come again together with new ones is
