@@ -26,211 +26,279 @@ from .tasks import TARGET, GENERATED, CONTEXT, frame_mask
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c032
 @torch.no_grad()
-def sample_frames(model,                                  # `UViT3DPose` in eval mode
-            diffusion: Diffusion,                   # see `make_diffusion`
-            video: Float[Tensor, 'b t c h w'],      # RGB in [0, 1]; what stands at asked frames is ignored
-            cams: Float[Tensor, 'b t 16'],          # of all frames
-            mask: Int[Tensor, 'b t'],               # 0 asked, 1 given, 2 generated earlier
-            keys: Sequence[str] | None = None,      # names of the clips, for the noise; None: 0, 1, ...
-            index: Sequence | None = None,          # numbers of the frames in their clip, or a list of them per clip; None: 0, 1, ...
-            steps: int = 25,                        # denoising steps
-            guidance: HistoryGuidance = HistoryGuidance.conditional(),
-            geometry: Callable | None = None,       # fn(video, cams, mask, index) -> control, asked frames black; called once
-            seed: int = 0,                          # of the noise
-            lag: int = 0,                           # see `scheduling_matrix`
-            on_step: Callable | None = None         # see `sample_window`
-           ) -> Float[Tensor, 'b t c h w']:
-    "A window with its asked frames filled in; the others are returned bit for bit."
-    known, (b, t) = (mask > 0)[..., None, None, None], mask.shape
+def sample_frames(model,                                  # `UViT3DPose` or `CachedUViT3DPose`, in eval mode
+                  diffusion: Diffusion,                   # from `make_diffusion`
+                  video: Float[Tensor, 'b t c h w'],      # RGB in [0, 1]; target frames are not read
+                  cams: Float[Tensor, 'b t 16'],          # of all frames
+                  mask: Int[Tensor, 'b t'],               # 0 target, 1 ground-truth context, 2 generated context
+                  keys: Sequence[str] | None = None,      # names of the clips, for the noise; None: 0, 1, ...
+                  index: Sequence | None = None,          # frame numbers in the clip, or a list per clip; None: 0, 1, ...
+                  steps: int = 25,                        # denoising steps
+                  guidance: HistoryGuidance = HistoryGuidance.conditional(),
+                  geometry: Callable | None = None,       # fn(video, cams, mask, index) -> control; targets are black
+                  seed: int = 0,                          # of the noise
+                  lag: int = 0,                           # steps that a frame waits for the one before; 0: none waits
+                  eta: float | int = 0.,                  # share of fresh noise in each DDIM step, 0 to 1
+                  reconstruction: float | int = 0.,       # weight of the likelihood of the context frames; 0: not used
+                  on_step: Callable | None = None         # called with a `Denoised` after every step
+                 ) -> Float[Tensor, 'b t c h w']:
+    """One window in RGB [0, 1] with its target frames generated; context frames are returned bit for bit.
+
+    `geometry` is called once; a method `observe(video, cams, mask, index)` of it, once with the finished window."""
+    observed, (b, t) = (mask > 0)[..., None, None, None], mask.shape
     keys, index = list(keys or map(str, range(b))), list(index or range(t))
     rows = index if isinstance(index[0], Sequence) else [index]*b
-    expect((len(keys), {len(r) for r in rows}) == (b, {t}) and len(rows) == b, 'sample_frames', f'{b} keys (b) and {t} frame numbers (t)',
-           (len(keys), len(rows[0])), 'name every clip and frame')
+    expect(len(keys) == b, 'keys', f'{b} names, one per clip (b)', len(keys), f'pass {b} names, or None for 0, 1, ...')
+    lengths = [len(r) for r in rows]
+    expect(lengths == [t]*b, 'index', f'{t} frame numbers (t), or a list of {t} for each of {b} clips (b)', lengths,
+           f'pass {t} numbers, or None for 0, 1, ...')
     sources = [frame_noise((seed, r[0]), [k], r, video.shape[2:]) for k, r in zip(keys, rows)]
-    video = torch.where(known, video, 0.)
-    def noise(name): return torch.cat([s(name) for s in sources])
+    video = torch.where(observed, video, 0.)
+    def noise(name): return torch.cat([source(name) for source in sources])
     control = geometry and geometry(video, cams, mask, rows)
-    x = sample_window(model, diffusion, model.normalise(video), mask, cams_cond(model, cams), noise, steps, guidance, lag, control=control,
-                      on_step=on_step)
-    whole = torch.where(known, video, model.denormalise(x).clamp(0, 1))
+    x = sample_window(model, diffusion, model.normalise(video), mask, cams_cond(model, cams), noise, steps, guidance, lag,
+                      eta, control, reconstruction, on_step)
+    whole = torch.where(observed, video, model.denormalise(x).clamp(0, 1))
     if hasattr(geometry, 'observe'): geometry.observe(whole, cams, mask, rows)
     return whole
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c000
 def next_frames(model, diffusion: Diffusion,
-                frames: Float[Tensor, 'b s c h w'],     # the frames so far, RGB in [0, 1]; s = 0: nothing is there yet
-                cams: Float[Tensor, 'b n 16'],          # cameras of the frames so far, then of the n - s next
-                context: int | None = None,               # how many first frames are real and not generated; None: all
+                frames: Float[Tensor, 'b s c h w'],     # the first s frames, RGB in [0, 1]; s = 0: none
+                cams: Float[Tensor, 'b n 16'],          # cameras of these s frames, then of the n - s next ones
+                context: int | None = None,             # how many first frames are ground truth; None: all s
                 index: Sequence[int] | None = None,     # numbers of the n frames in their clip; None: 0, 1, ...
-                **kw                                    # keys, steps, guidance, geometry, seed, lag, on_step: see `sample_frames`
-        ) -> Float[Tensor, 'b a c h w']:         # RGB in [0, 1], a = n - s
-    "The next frames, for the next cameras."
+                **kw  # keys, steps, guidance, geometry, seed, lag, eta, reconstruction, on_step: as of `sample_frames`
+               ) -> Float[Tensor, 'b a c h w']:         # RGB in [0, 1], a = n - s
+    """The next frames, for the next cameras: one window, with as many of the last frames as context as fit.
+
+    `ValueError` if there is no next camera, or if the next frames do not fit into one window with one context frame."""
     (b, s), n, t = frames.shape[:2], cams.shape[1], model.cfg.frames
-    most = t - (s > 0)                           # at least one frame of the past is seen, if there is one
-    expect(s < n, 'next_frames', f'cameras of the {s} frames so far and of at least one more', n, 'pass the next camera too')
+    most = t - (s > 0)                           # if there are frames, at least one of them is context
+    expect(s < n, 'next_frames', f'cameras of the {s} frames so far and of at least one more', n,
+           f'pass cameras of {s + 1} or more frames')
     expect(n - s <= most, 'next_frames', f'at most {most} next frames in a window of {t} (t)', n - s,
-           'call next_frames several times, or rollout')
-    cut = max(0, n - t)
+           f'pass cameras of at most {s + most} frames, or call rollout')
+    cut = max(0, n - t)                          # frames before this one do not fit into the window
     real = max(s if context is None else context, cut) - cut
     video = torch.cat([frames[:, cut:], frames.new_zeros(b, n - s, *frames.shape[2:])], 1)
     mask = frame_mask(n - cut, real, range(real, s - cut), batch=b).to(frames.device)
-    return sample_frames(model, diffusion, video, cams[:, cut:], mask, index=list(index or range(n))[cut:], **kw)[:, s - cut:]
+    window = sample_frames(model, diffusion, video, cams[:, cut:], mask, index=list(index or range(n))[cut:], **kw)
+    return window[:, s - cut:]
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c076
 class PlannedWindow(NamedTuple):
-    "One call of the sampler."
+    "One window of a rollout: which frames it has, and which of them are context."
     frames: tuple           # their numbers in the video, ascending
-    mask: tuple             # of each: 0 asked, 1 given, 2 generated earlier
-    between: bool = False   # fills gaps between known frames; these then count as given
+    mask: tuple             # of each frame: 0 target, 1 ground-truth context, 2 generated context
+    between: bool = False   # True: fills gaps between context frames, all of which then count as ground truth
 
     @property
-    def targets(self) -> tuple: return tuple(i for i, m in zip(self.frames, self.mask) if m == TARGET)
+    def targets(self) -> tuple:
+        "Numbers of the frames that this window generates."
+        return tuple(i for i, m in zip(self.frames, self.mask) if m == TARGET)
+
     @property
-    def context(self) -> tuple: return tuple(i for i, m in zip(self.frames, self.mask) if m != TARGET)
+    def context(self) -> tuple:
+        "Numbers of the context frames."
+        return tuple(i for i, m in zip(self.frames, self.mask) if m != TARGET)
 
 def _spread(first, last, n):
-    "`n` numbers from `first` to `last`, evenly; halves to even."
+    "`n` frame numbers from `first` to `last`, evenly spaced and rounded, halves to even."
     return [round(first + (last - first)*i/(n - 1)) for i in range(n)]
 
-def _gaps(known, window):
-    "One pass over the gaps between sorted `known` frames: windows as lists of frame numbers."
-    chunks, open_ = [], False
-    for left, right in pairwise(known):
-        if open_ and len(chunks[-1]) + right - left <= window: chunks[-1] += range(left + 1, right + 1); continue
-        open_ = 1 < right - left < window - 1                                       # a small gap: others may follow in its window
-        if open_: chunks.append(list(range(left, right + 1)))
-        elif right - left > 1: chunks.append(_spread(left, right, window))
-    return chunks
+def _gaps(observed, window):
+    "Windows, as lists of frame numbers, of one pass over the gaps between frames `observed` (sorted numbers)."
+    windows, extend = [], False                      # extend: the last window has only small gaps, the next may join it
+    for left, right in pairwise(observed):
+        distance = right - left
+        if extend and len(windows[-1]) + distance <= window:
+            windows[-1] += range(left + 1, right + 1)
+            continue
+        extend = 1 < distance < window - 1
+        if extend: windows.append(list(range(left, right + 1)))
+        elif distance > 1: windows.append(_spread(left, right, window))
+    return windows
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c026
-def plan_rollout(at: int | Iterable[int],     # how many first frames are there already, or which
-                 frames: int,                    # length of the whole video
-                 window: int,                    # frames that the model sees at once
-                 sliding_context: int | None = None,     # frames that a predicting window takes over, once there are so many; None: half of it
-                 density: float | None = None    # share of keyframes, the others are interpolated; None: every frame is predicted
+def _context_frames(at, n):
+    "Numbers of the context frames of a video of `n` frames, as a set; `ValueError` if no rollout can start from them."
+    at = list(range(at) if isinstance(at, int) else at)
+    outside = sorted({*at} - {*range(n)})
+    expect(not outside, 'at', f'frame numbers from 0 to {n - 1}', outside,
+           f'count frames from 0, and pass cameras of at least {max(at, default=0) + 1} frames')
+    first, turned = min(at, default=0), [n - 1 - i for i in reversed(at)]
+    if n - 1 in at:
+        way_out = f'reverse the order: pass frames.flip(1), cams.flip(1), at={turned}, and flip the video that comes back'
+    else:
+        way_out = (f'generate frames {first} to {n - 1} first, with cams[:, {first}:] and at={[i - first for i in at]}; '
+                   'then pass that video and all cameras in reversed order, frames.flip(1), cams.flip(1)')
+    expect(first == 0, 'at', 'frame 0 among the context frames, or no context frame', at[:5], way_out)
+    return {*at}
+
+def plan_rollout(at: int | Iterable[int],             # numbers of the context frames; or how many first frames
+                 frames: int,                         # frames of the whole video
+                 window: int,                         # frames of the model's window (t)
+                 sliding_context: int | None = None,  # context frames of a sliding window; None: half a window
+                 density: float | None = None         # share of keyframes, in (0, 1]; None: no keyframes, windows slide
                 ) -> list[PlannedWindow]:
-    "Windows in an order in which each sees only what is known: predictions, then the gaps, pass after pass."
-    at = set(range(at) if isinstance(at, int) else at)
+    """Windows that generate every frame except the context frames, each after the windows that make its context.
+
+    Sliding windows predict what follows the last context frame: every frame, or only keyframes if there is a `density`.
+    Then windows between observed frames fill the gaps, pass after pass. Without context frames (`at=0` or `[]`) the
+    first window is generated from cameras alone. `ValueError` if there are context frames, but frame 0 is none of them."""
+    at = _context_frames(at, frames)
     sliding_context = window//2 if sliding_context is None else sliding_context
-    expect(0 < sliding_context < window, 'sliding_context', f'1 to {window - 1} of a window of {window} frames (t)', sliding_context, 'leave room for new frames')
-    expect(density is None or 0 < density <= 1, 'density', 'a share of the frames, more than 0 and at most 1', density, 'e.g. .08')
-    expect(at <= {*range(frames)}, 'at', f'frames of 0 to {frames - 1}', sorted(at - {*range(frames)}), 'make the video longer')
-    expect(not at or 0 in at, 'at', 'frame 0 among them', sorted(at)[:5], 'to go back in time, turn frames and cameras round')
-    keyframes = range(frames) if density is None or frames < 3 else _spread(0, frames - 1, max(2, round(density*frames)))
-    row = sorted(at) + sorted({i for i in keyframes if i > max(at, default=-1)})
+    room = f'1 to {window - 1} context frames in a window of {window} frames (t)'
+    expect(0 < sliding_context < window, 'sliding_context', room, sliding_context,
+           f'pass {max(1, window//2)}, which leaves room for target frames')
+    expect(density is None or 0 < density <= 1, 'density', 'a share of the frames, more than 0 and at most 1', density,
+           'pass e.g. .08, or None for no keyframes')
+    every = density is None or frames < 3
+    keyframes = range(frames) if every else _spread(0, frames - 1, max(2, round(density*frames)))
+    row = sorted(at) + sorted({i for i in keyframes if i > max(at, default=-1)})       # frames of the sliding windows
     plan, done = [], len(at)
     while done < len(row):
-        ahead = min(window - min(sliding_context, done), len(row) - done)
-        part = row[max(0, done - (window - ahead)):done + ahead]
-        plan.append(PlannedWindow(tuple(part), tuple(CONTEXT if i in at else GENERATED if i in row[:done] else TARGET for i in part)))
+        ahead = min(window - min(sliding_context, done), len(row) - done)              # target frames of this window
+        numbers = row[max(0, done - (window - ahead)):done + ahead]
+        mask = [CONTEXT if i in at else GENERATED if i in row[:done] else TARGET for i in numbers]
+        plan.append(PlannedWindow(tuple(numbers), tuple(mask)))
         done += ahead
-    known = set(row)
-    expect(window > 2 or len(known) == frames, 'window', 'at least 3 frames (t), to fill gaps', window, 'predict every frame')
-    while len(known) < frames:
-        new = [PlannedWindow(tuple(c), tuple(CONTEXT if i in known else TARGET for i in c), True) for c in _gaps(sorted(known), window)]
-        plan, known = plan + new, known.union(*(w.targets for w in new))
+    observed = set(row)
+    expect(window > 2 or len(observed) == frames, 'window', 'at least 3 frames (t), to fill gaps', window,
+           'pass density=None and the first frames as context')
+    while len(observed) < frames:
+        new = [PlannedWindow(tuple(numbers), tuple(CONTEXT if i in observed else TARGET for i in numbers), True)
+               for numbers in _gaps(sorted(observed), window)]
+        plan, observed = plan + new, observed.union(*(w.targets for w in new))
     return plan
 
 def plot_plan(plan: list[PlannedWindow]) -> Fig:
-    "Rows: windows; columns: frames of the video. Grey: given; blue: made earlier; orange: predicted; green: made between known frames."
-    made = {i for w in plan for i in w.targets}
+    "A plan as a table: a row per window, a column per frame. Grey and blue: context; orange and green: target frames."
+    generated = {i for w in plan for i in w.targets}
     z = torch.full((len(plan), max(w.frames[-1] for w in plan) + 1), torch.nan)
     for row, w in zip(z, plan):
-        for i, m in zip(w.frames, w.mask): row[i] = (2. + w.between) if m == TARGET else float(i in made)
-    four = [[(j + e)/4, c] for j, c in enumerate(('#7F7F7F', '#56B4E9', '#D55E00', '#009E73')) for e in (0, 1)]
-    return fig(go.Heatmap(z=z.numpy(), zmin=-.5, zmax=3.5, colorscale=four, xgap=int(z.shape[1] < 65), ygap=1, colorbar=dict(
-                          tickvals=[0, 1, 2, 3], ticktext=['given', 'seen', 'predicted', 'between'], thickness=8)),
+        for i, m in zip(w.frames, w.mask): row[i] = (2. + w.between) if m == TARGET else float(i in generated)
+    names = ['ground truth', 'generated before', 'target, predicted', 'target, between']
+    colours = '#7F7F7F', '#56B4E9', '#D55E00', '#009E73'
+    scale = [[(j + e)/4, colour] for j, colour in enumerate(colours) for e in (0, 1)]
+    return fig(go.Heatmap(z=z.numpy(), zmin=-.5, zmax=3.5, colorscale=scale, xgap=int(z.shape[1] < 65), ygap=1,
+                          colorbar=dict(tickvals=[0, 1, 2, 3], ticktext=names, thickness=8)),
                xaxis_title='frame of the video', yaxis=dict(title='window', autorange='reversed'),
                height=130 + min(22, 9 + 160//len(plan))*len(plan))
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c092
-def order_windows(plan: list[PlannedWindow],
-             batch: int = 4                # windows between known frames made together, at most
-            ) -> list[list[PlannedWindow]]:
-    "The windows of a plan as a list of runs: each window as late as the next frame of the video allows."
-    maker, done, runs = {i: k for k, w in enumerate(plan) for i in w.targets}, {None}, []
-    def ready(k): return k not in done and all(maker.get(i) in done for i in plan[k].context)
+def _parallel(plan, k, source, done):
+    "Numbers of later windows that can run together with window `k`: as long, between frames, context ready."
+    for j in range(k + 1, len(plan)):
+        same = plan[j].between and len(plan[j].frames) == len(plan[k].frames)
+        if same and j not in done and all(source.get(i) in done for i in plan[j].context): yield j
+
+def order_windows(plan: list[PlannedWindow],   # from `plan_rollout`
+                  batch: int = 4               # most windows between frames that run together
+                 ) -> list[list[PlannedWindow]]:
+    "A plan as a list of runs, in order of time: each window runs just before its first frame is needed."
+    source = {i: k for k, w in enumerate(plan) for i in w.targets}      # frame number -> window that generates it
+    done, runs = {None}, []                                             # None: source of a context frame of the video
     def run(k):
         if k in done: return
-        for i in plan[k].context: run(maker.get(i))
-        alike = (j for j in range(k + 1, len(plan)) if (plan[j].between, len(plan[j].frames)) == (True, len(plan[k].frames)) and ready(j))
-        together = [k, *islice(alike, batch - 1)] if plan[k].between else [k]
+        for i in plan[k].context: run(source.get(i))
+        together = [k, *islice(_parallel(plan, k, source, done), batch - 1)] if plan[k].between else [k]
         done.update(together)
         runs.append([plan[j] for j in together])
-    for i in sorted(maker): run(maker[i])
+    for i in sorted(source): run(source[i])
     return runs
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c027
 def sample_windows(model, diffusion: Diffusion,
-         windows: Sequence[PlannedWindow],         # of one length
-         known: dict,                       # number of a frame -> 'b c h w', RGB in [0, 1]
-         cams: Float[Tensor, 'b n 16'],     # of the whole video
-         keys: Sequence[str] | None = None, # names of the clips
-         **kw                               # steps, guidance, geometry, seed, lag, on_step: see `sample_frames`
-        ) -> dict:
-    "The asked frames of the windows, made together: number of a frame -> 'b c h w'."
+                   windows: Sequence[PlannedWindow],   # of equal length
+                   observed: dict,                     # frame number -> 'b c h w', RGB in [0, 1]: their context frames
+                   cams: Float[Tensor, 'b n 16'],      # of the whole video
+                   keys: Sequence[str] | None = None,  # names of the clips; None: 0, 1, ...
+                   **kw    # steps, guidance, geometry, seed, lag, eta, reconstruction, on_step: as of `sample_frames`
+                  ) -> dict:
+    "Target frames of several windows, generated in one batch: frame number -> 'b c h w', RGB in [0, 1]."
     b, size = len(cams), model.cfg.size
     keys, blank = list(keys or map(str, range(b)))*len(windows), cams.new_zeros(b, 3, size, size)
-    video = torch.cat([torch.stack([known.get(i, blank) for i in w.frames], 1) for w in windows])
+    video = torch.cat([torch.stack([observed.get(i, blank) for i in w.frames], 1) for w in windows])
     mask = torch.cat([torch.tensor([w.mask]*b) for w in windows]).to(cams.device)
     index = [w.frames for w in windows for _ in range(b)]
-    made = sample_frames(model, diffusion, video, torch.cat([cams[:, w.frames] for w in windows]), mask, keys, index, **kw)
+    of_windows = torch.cat([cams[:, w.frames] for w in windows])
+    made = sample_frames(model, diffusion, video, of_windows, mask, keys, index, **kw)
     return {i: x[:, w.frames.index(i)].clone() for w, x in zip(windows, made.split(b)) for i in w.targets}
 
 class RolloutState(NamedTuple):
-    "Where a rollout stands."
-    runs: int     # made so far
-    emitted: int    # frames handed out so far
-    frames: dict   # number of a frame -> 'b c h w', of those not yet handed out or still to be seen
+    "State of a rollout between two runs: all that `stream` needs to continue, also in another process."
+    runs: int       # runs completed
+    emitted: int    # frames emitted: 0, 1, ..., emitted - 1
+    frames: dict    # frame number -> 'b c h w', RGB in [0, 1]: frames not yet emitted, or context of a later run
+
+    def emit(self, last: dict,      # frame number -> number of the last run with this frame as context
+             none: Float[Tensor, 'b 0 c h w']      # returned if no frame is ready
+            ) -> tuple[Float[Tensor, 'b a c h w'], 'RolloutState']:
+        "The next frames in order of time as far as they are ready, and the state without the frames needed no more."
+        ready = list(takewhile(self.frames.__contains__, count(self.emitted)))
+        emitted = self.emitted + len(ready)
+        kept = {i: f for i, f in self.frames.items() if i >= emitted or last.get(i, -1) >= self.runs}
+        new = torch.stack([self.frames[i] for i in ready], 1) if ready else none
+        return new, RolloutState(self.runs, emitted, kept)
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c028
 @torch.no_grad()
 def stream(model, diffusion: Diffusion,
-           frames: Float[Tensor, 'b s c h w'],            # given frames, RGB in [0, 1]
-           cams: Float[Tensor, 'b n 16'],                 # of the whole walk
-           sliding_context: int | None = None,                    # frames that a predicting window takes over; None: half a window
-           at: Iterable[int] | None = None,            # numbers of the given frames; None: the first
-           density: float | None = None,                  # share of keyframes, see `plan_rollout`
+           frames: Float[Tensor, 'b s c h w'],     # context frames, RGB in [0, 1]; s = 0: none
+           cams: Float[Tensor, 'b n 16'],          # of the whole video
+           sliding_context: int | None = None,     # context frames of a sliding window; None: half a window
+           at: Iterable[int] | None = None,        # numbers of the s context frames in the video; None: the first s
+           density: float | None = None,           # share of keyframes, in (0, 1]; None: no keyframes, windows slide
            guidance: HistoryGuidance = HistoryGuidance.conditional(),
-           between: HistoryGuidance | None = None,        # guidance of windows between known frames; None: the same
-           batch: int = 4,                                # windows between known frames made together; with `geometry` always 1
-           steps: int = 25,                               # denoising steps
-           past: RolloutState | None = None,                      # go on from here
-           progress: bool = False,                        # show a bar: denoising steps, remaining time, frames
-           on_step: Callable | None = None,               # see `sample_window`
-           **kw                                           # keys, geometry, seed, lag: see `sample_frames`
+           between: HistoryGuidance | None = None, # guidance of windows that fill gaps; None: as `guidance`
+           batch: int = 4,                         # most windows between frames that run together; 1 with `geometry`
+           steps: int = 25,                        # denoising steps
+           state: RolloutState | None = None,      # continue from here; None: from the start
+           progress: bool = False,                 # show a bar: denoising steps, remaining time, frames
+           on_step: Callable | None = None,        # called with a `Denoised` after every denoising step
+           **kw                                    # as of `sample_frames`: keys, geometry, seed, lag, eta, reconstruction
           ) -> Iterator[tuple[Float[Tensor, 'b a c h w'], RolloutState]]:
-    "The next frames in order of time (perhaps none), and where the rollout stands: at the beginning, and after every run."
-    n, at = cams.shape[1], list(range(frames.shape[1]) if at is None else at)
-    expect(len(at) == frames.shape[1], 'at', f'{frames.shape[1]} numbers, one per given frame (s)', len(at), 'name every one')
-    runs = order_windows(plan_rollout(at, n, model.cfg.frames, sliding_context, density), 1 if kw.get('geometry') else batch)
-    last = {i: k for k, windows in enumerate(runs) for w in windows for i in w.context}                 # the last run that sees a frame
-    def hand_out(past):
-        new = list(takewhile(past.frames.__contains__, count(past.emitted)))
-        shown = past.emitted + len(new)
-        kept = {i: f for i, f in past.frames.items() if i >= shown or last.get(i, -1) >= past.runs}
-        return torch.stack([past.frames[i] for i in new], 1) if new else frames[:, :0], RolloutState(past.runs, shown, kept)
-    if past is None:
-        new, past = hand_out(RolloutState(0, 0, dict(zip(at, frames.unbind(1)))))
-        yield new, past
-    with tqdm(total=len(runs)*steps, initial=past.runs*steps, desc='rollout', unit='step', disable=not progress) as bar:
-        def watch(s):
-            bar.update(steps/s.of)
-            if on_step: on_step(s)
-        for windows in runs[past.runs:]:
-            bar.set_postfix_str(f'frame {past.emitted} of {n}, window of {windows[0].frames[0]} to {windows[-1].frames[-1]}')
-            asks = between or guidance if windows[0].between else guidance
-            made = sample_windows(model, diffusion, windows, past.frames, cams, steps=steps, guidance=asks, on_step=watch, **kw)
-            new, past = hand_out(RolloutState(past.runs + 1, past.emitted, past.frames | made))
-            del made                                                                            # or it would live as long as the next run
-            yield new, past
+    """Yields (next frames in order of time, state) at the start and after every run; a = 0 if no frame is ready yet.
+
+    Context frames are yielded bit for bit. `ValueError` unless `at` has s different numbers of frames of the video,
+    frame 0 among them if s > 0. To continue, call it with the same arguments and the last state."""
+    s, n = frames.shape[1], cams.shape[1]
+    at = list(range(s) if at is None else at)
+    expect(len({*at}) == len(at) == s, 'at', f'{s} different numbers, one per context frame (s)', at,
+           f'pass {s} numbers, e.g. at={[*range(s)]}')
+    plan = plan_rollout(at, n, model.cfg.frames, sliding_context, density)
+    runs = order_windows(plan, 1 if kw.get('geometry') else batch)
+    last, none = {i: k for k, windows in enumerate(runs) for w in windows for i in w.context}, frames[:, :0]
+    if state is None:
+        new, state = RolloutState(0, 0, dict(zip(at, frames.unbind(1)))).emit(last, none)
+        yield new, state
+    total, start = len(runs)*steps, state.runs*steps
+    with tqdm(total=total, initial=start, desc='rollout', unit='step', disable=not progress) as bar:
+        def advance(step):
+            bar.update(steps/step.of)
+            if on_step: on_step(step)
+        for windows in runs[state.runs:]:
+            first, end = windows[0].frames[0], windows[-1].frames[-1]
+            bar.set_postfix_str(f'frame {state.emitted} of {n}, window of {first} to {end}')
+            chosen = between or guidance if windows[0].between else guidance
+            made = sample_windows(model, diffusion, windows, state.frames, cams, steps=steps, guidance=chosen,
+                                  on_step=advance, **kw)
+            new, state = RolloutState(state.runs + 1, state.emitted, state.frames | made).emit(last, none)
+            del made                                                        # otherwise it is kept during the next run
+            yield new, state
 
 def rollout(model, diffusion: Diffusion,
-            frames: Float[Tensor, 'b s c h w'],   # given frames, RGB in [0, 1]
-            cams: Float[Tensor, 'b n 16'],        # of the whole walk
-            sliding_context: int | None = None,           # frames that a predicting window takes over; None: half a window
+            frames: Float[Tensor, 'b s c h w'],   # context frames, RGB in [0, 1]; s = 0: none
+            cams: Float[Tensor, 'b n 16'],        # of the whole video
+            sliding_context: int | None = None,   # context frames of a sliding window; None: half a window
             progress: bool = False,               # show a bar: denoising steps, remaining time, frames
-            **kw                                  # given, density, guidance, between, ...: see `stream`
+            at: Iterable[int] | None = None,      # numbers of the s context frames in the video; None: the first s
+            **kw     # as of `stream`: density, guidance, between, batch, steps, geometry, keys, seed, eta, ...
            ) -> Float[Tensor, 'b n c h w']:       # RGB in [0, 1]
-    "The whole video: given frames as they came, the others as `stream` makes them."
-    return torch.cat([new for new, _ in stream(model, diffusion, frames, cams, sliding_context, progress=progress, **kw)], 1)
+    """The whole video: context frames bit for bit, all others generated.
+
+    `ValueError` unless `at` has s different numbers of frames of the video, frame 0 among them if s > 0."""
+    parts = stream(model, diffusion, frames, cams, sliding_context, at, progress=progress, **kw)
+    return torch.cat([new for new, _ in parts], 1)
