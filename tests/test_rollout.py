@@ -21,9 +21,11 @@ folder, preset, (clips, n, steps, batch) = sys.argv[1], sys.argv[2], map(int, sy
 net = golden_weights(CachedUViT3DPose(getattr(UViTCfg, preset)())).eval()
 image, size = torch.rand(clips, 1, 3, 1, 1, generator=torch.Generator().manual_seed(0)), net.cfg.size
 cams = walk(Room(0), n)[None].repeat(clips, 1, 1)
-generate(net, ContinuousDiffusion(), image.repeat(1, 1, 1, size, size), cams, folder, ['a', 'b'][:clips], density=.1, steps=steps, batch=batch,
-         guidance=HistoryGuidance.vanilla(1.5), between=HistoryGuidance.conditional(), progress=False)
-high = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM'))    # ru_maxrss may be the parent's
+generate(net, ContinuousDiffusion(), image.repeat(1, 1, 1, size, size), cams, folder, ['a', 'b'][:clips], density=.1,
+         steps=steps, batch=batch, guidance=HistoryGuidance.vanilla(1.5), between=HistoryGuidance.conditional(),
+         progress=False)
+status = Path('/proc/self/status').read_text().splitlines()
+high = next(l for l in status if l.startswith('VmHWM'))    # ru_maxrss may be the parent's
 print(json.dumps(int(high.split()[1])*1024))
 '''
 
@@ -50,7 +52,8 @@ def kill_and_go_on(tmp_path, seed, kills):
     for _ in range(kills):
         before, p = len(list((tmp_path/'cut').rglob('*.npy'))), launch(tmp_path, 'cut')
         goal, deadline = before + rand.randint(1, 2), time.time() + 120
-        while p.poll() is None and len(list((tmp_path/'cut').rglob('*.npy'))) < goal and time.time() < deadline: time.sleep(.002)
+        def reached(): return len(list((tmp_path/'cut').rglob('*.npy'))) >= goal or time.time() >= deadline
+        while p.poll() is None and not reached(): time.sleep(.002)
         time.sleep(rand.random()*.1)
         if p.poll() is None: p.send_signal(signal.SIGKILL); hit += 1
         p.communicate(timeout=60)
@@ -73,6 +76,6 @@ def test_killed_and_started_again(tmp_path, seed, kills):
 def test_memory_does_not_grow_with_length(tmp_path):
     peaks = {n: peak(launch(tmp_path, str(n), 'tiny', 1, n, 2, 1)) for n in (32, 128, 1024)}
     frame = 3*64*64*4
-    print({n: f'{b/1e6:.0f} MB' for n, b in peaks.items()}, f'the frames of the longest alone would take {1024*frame/1e6:.0f} MB')
-    assert peaks[1024] - peaks[32] < .5*(1024 - 32)*frame                # 32 frames have smaller windows: part of this is their size
-    assert peaks[1024] - peaks[128] < .2*(1024 - 128)*frame              # the mp4's index of fragments grows by some kB a frame
+    print({n: f'{b/1e6:.0f} MB' for n, b in peaks.items()}, f'frames of the longest video: {1024*frame/1e6:.0f} MB')
+    assert peaks[1024] - peaks[32] < .5*(1024 - 32)*frame  # 32 frames have smaller windows: part of this is their size
+    assert peaks[1024] - peaks[128] < .2*(1024 - 128)*frame  # the mp4's index of fragments grows by some kB a frame

@@ -94,7 +94,7 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file with 
                finite: int = -1,        # number of different windows; -1: as in the recipe
                plan: bool = False,      # only print the cost; with --prune: what would be removed
                rate: float = 0.,        # TFLOP/s that --plan assumes; 0: the peak of this machine, measured
-               verify: bool = False,    # only look for damaged shards; exit code 1 if there are any
+               verify: bool = False,    # only check the shards on disk; exit code 1 if one is damaged
                repair: bool = False,    # compute damaged shards again
                prune: bool = False,     # remove shards that none of the printed recipes uses
                also: str = ''):         # with --prune: more YAML files, or folders of them, separated by commas
