@@ -19,14 +19,14 @@ WORKER = '''
 import os, sys
 import torch
 from dfot_vggt.core import build
-from dfot_vggt.geometry.manifest import fill
+from dfot_vggt.geometry.manifest import fill_cache
 from dfot_vggt.learn.losses import FiniteWindows
 from dfot_vggt.learn.runs import feature_cache
 
 recipe, root = sys.argv[1:]
 run = build(recipe)
-cache, seen = feature_cache(run, root), FiniteWindows(run, root).listing()
-made = fill(cache, seen, progress=False)
+cache, manifest = feature_cache(run, root), FiniteWindows(run, root).manifest()
+made = fill_cache(cache, manifest, progress=False)
 print(len(made), 'of', os.environ.get('WORLD_SIZE', 1))
 '''
 

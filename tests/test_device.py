@@ -16,7 +16,7 @@ from dfot_vggt.learn.ablate import plot_ablation, tap_changes, mismatched_scene,
 from dfot_vggt.learn.config import RunCfg, WorldCfg
 from dfot_vggt.learn.losses import base_loss, injected_loss
 from dfot_vggt.geometry.reconstruct import cloud
-from dfot_vggt.learn.runs import INJECTORS
+from dfot_vggt.learn.runs import INJECTORS as MAKERS
 from dfot_vggt.denoiser.rollout import stream
 from dfot_vggt.data.scenes import Room, render, walk
 from dfot_vggt.geometry.feature_cache import CacheCfg
@@ -95,7 +95,7 @@ def test_a_training_step_of_an_injector_and_alignment(name, here, there):
     run = RunCfg('both', model=base.cfg, task=PrefixMixture(most=2, clips=1.), noised_context=.5, vggt=EYE, layers=LAYERS, cache=CacheCfg(depth=True),
                  train_base=True, align=AlignCfg(WIDTH, len(LAYERS), 'mid.0', width=16), **{name: SETTINGS[name]})
     torch.manual_seed(0)
-    net = Injected(base, {n: INJECTORS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
+    net = Injected(base, {n: MAKERS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
     far = afar(deepcopy(net))
     def learnt(net, w):
         losses = injected_loss(run, w.look)(net, (w.batch, 0))

@@ -134,7 +134,7 @@ def test_notebook_below_1_MB(nb): assert nb.stat().st_size < 1e6
 def changed(copy, folder):
     "Files of `folder` that differ between the checkout and `copy`."
     def files(at): return {p.relative_to(at): p.read_bytes() for p in (at/folder).rglob('*') if p.is_file() and p.suffix != '.pyc'
-                            and not any(part[0] == '.' for part in p.relative_to(at).injectors)}
+                            and not any(part[0] == '.' for part in p.relative_to(at).parts)}
     a, b = files(ROOT), files(copy)
     return sorted(str(p) for p in a.keys() | b.keys() if a.get(p) != b.get(p))
 

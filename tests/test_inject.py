@@ -24,7 +24,7 @@ from dfot_vggt.inject.memory import MemoryCfg, MemoryNet
 from dfot_vggt.learn.ablate import tap_changes
 from dfot_vggt.learn.config import RunCfg
 from dfot_vggt.learn.losses import injected_loss
-from dfot_vggt.learn.runs import INJECTORS
+from dfot_vggt.learn.runs import INJECTORS as MAKERS
 from dfot_vggt.denoiser.rollout import stream
 from dfot_vggt.denoiser.sampling import frame_noise, sample_window
 from dfot_vggt.data.scenes import Room, render, walk
@@ -33,7 +33,8 @@ from dfot_vggt.denoiser.tasks import GENERATED, CONTEXT, PAD, PrefixMixture
 from dfot_vggt.inject.tokens import TokenCfg, TokenInjector
 from dfot_vggt.trace import liveness
 from dfot_vggt.learn.train import weights
-from dfot_vggt.denoiser.uvit import Level, UViT3DPose, UViTCfg, golden_weights
+from dfot_vggt.denoiser.pose_cache import CachedUViT3DPose
+from dfot_vggt.denoiser.uvit import Level, UViTCfg, golden_weights
 from dfot_vggt.geometry.vggt import VGGT, VGGTCfg
 from safetensors.torch import save_file
 
@@ -45,10 +46,10 @@ INJECTORS = [*SETTINGS]
 SETS = [names for n in (1, 2, 3) for names in combinations(INJECTORS, n)]
 together = pytest.mark.parametrize('names', SETS, ids='+'.join)
 
-def denoiser(): return golden_weights(UViT3DPose(UViTCfg.tiny(channels=(32, 48), heads=2, mid=2, emb=32, size=32, frames=T, dropout=(0., 0.))))
+def denoiser(): return golden_weights(CachedUViT3DPose(UViTCfg.tiny(channels=(32, 48), heads=2, mid=2, emb=32, size=32, frames=T, dropout=(0., 0.))))
 def injected(base, names, settings=SETTINGS, **kw):
     torch.manual_seed(0)
-    return Injected(base, {n: INJECTORS[n](base, settings[n]) for n in names}, **kw).eval()
+    return Injected(base, {n: MAKERS[n](base, settings[n]) for n in names}, **kw).eval()
 
 @pytest.fixture(scope='module')
 def base():
@@ -213,7 +214,7 @@ def test_alignment_and_an_injector_train_together(name, world):
     run = RunCfg('both', model=base.cfg, task=PrefixMixture(most=2, clips=1.), vggt=EYE, layers=LAYERS, cache=CacheCfg(depth=True), train_base=True,
                  align=align, **{name: SETTINGS[name]})
     torch.manual_seed(0)
-    net = Injected(base, {n: INJECTORS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
+    net = Injected(base, {n: MAKERS[n](base, getattr(run, n)) for n in (name, 'align')}, train_base=True).train()
     loss, opt = injected_loss(run, world.look), torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.)
     def step(i):
         losses = loss(net, (world.batch, i))

@@ -14,10 +14,11 @@ from dfot_vggt.denoiser.diffusion import ContinuousDiffusion
 from dfot_vggt.app.generate import generate
 from dfot_vggt.denoiser.guidance import HistoryGuidance
 from dfot_vggt.data.scenes import Room, walk
-from dfot_vggt.denoiser.uvit import UViT3DPose, UViTCfg, golden_weights
+from dfot_vggt.denoiser.pose_cache import CachedUViT3DPose
+from dfot_vggt.denoiser.uvit import UViTCfg, golden_weights
 
 folder, preset, (clips, n, steps, batch) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
-net = golden_weights(UViT3DPose(getattr(UViTCfg, preset)())).eval()
+net = golden_weights(CachedUViT3DPose(getattr(UViTCfg, preset)())).eval()
 image, size = torch.rand(clips, 1, 3, 1, 1, generator=torch.Generator().manual_seed(0)), net.cfg.size
 cams = walk(Room(0), n)[None].repeat(clips, 1, 1)
 generate(net, ContinuousDiffusion(), image.repeat(1, 1, 1, size, size), cams, folder, ['a', 'b'][:clips], density=.1, steps=steps, batch=batch,

@@ -24,7 +24,7 @@ def _plan(run, root, rate):
     from dfot_vggt.geometry.manifest import cache_cost
     from dfot_vggt.learn.cached import belongs
     from dfot_vggt.measure import matmul_peak
-    cost, at = plan(belongs(run, root), run.vggt, run.layers, run.cache), Path(root).absolute()
+    cost, at = cache_cost(belongs(run, root), run.vggt, run.layers, run.cache), Path(root).absolute()
     while not at.exists(): at = at.parent
     speed = rate*1e3 or matmul_peak(2048, device().type)
     whose = 'as was stated' if rate else 'the peak of this process'
@@ -37,7 +37,7 @@ def _fill(run, root):
     from dfot_vggt.learn.runs import feature_cache
     todo, cache = belongs(run, root), feature_cache(run, root)
     rank, world = (int(os.environ.get(n, d)) for n, d in (('RANK', 0), ('WORLD_SIZE', 1)))
-    start, made = time.time(), fill(cache, todo)
+    start, made = time.time(), fill_cache(cache, todo)
     if cache.basis: print(f'{run.cache.channels} components keep {cache.basis.share.sum():.1%} of the variance')
     frames, took = sum(r['frames'] for r in made), time.time() - start
     print(f'{run.name}: {len(todo.shards)} shards are there, {len(made)} of them made by process {rank + 1} of {world}: {frames} frames'

@@ -31,6 +31,7 @@ from ..learn.config import RunCfg
 from ..learn.runs import INJECTORS, build_trainable, load_run, online_features
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.rollout import RolloutState, sample_frames, plan_rollout, stream
+from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose, UViTCfg
 
 # %% ../../nbs/app/03_generate.ipynb #53c009

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import expect
 from ..data.camera import Cams, normalise_by_first, octaves
-from .layers import AxialTransformerBlock, ResBlock, attend
+from .layers import AxialTransformerBlock, ResBlock, TransformerBlock, attend
 from .uvit import Level, TapPoints, UViT3DPose
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0012
@@ -215,43 +215,43 @@ def add_(change: Float[Tensor, '*b'],       # output of a layer, with no other u
     "`x + change`, in the memory of `change` where its type can hold the sum."
     return change.add_(x) if change.dtype == x.dtype else x + change
 
-def run_res(block: ResBlock, x: Float[Tensor, 'f c h w'], mod: Float[Tensor, 'f c2 h w']) -> Float[Tensor, 'f c h w']:
-    "Output 'f c h w' of a ResBlock whose `1 + scale` and shift are `mod`."
-    (norm, _, conv), (_, out) = block.in_layers, block.out_rest
-    return add_(out(silu_(modulate_(block.out_norm(conv(silu_(norm(x)))), mod, 1))), x)
+class ModulatedResBlock(ResBlock):
+    "A `ResBlock` that gets its modulation (`1 + scale`, shift) instead of the embedding. Returns 'f c h w'."
+    def forward(self, x: Float[Tensor, 'f c h w'], mod: Float[Tensor, 'f c2 h w']) -> Float[Tensor, 'f c h w']:
+        (norm, _, conv), (_, out) = self.in_layers, self.out_rest
+        return add_(out(silu_(modulate_(self.out_norm(conv(silu_(norm(x)))), mod, 1))), x)
 
-def mlp_rest(block: nn.Module, hidden: Float[Tensor, '*b c4']) -> Float[Tensor, '*b c']:
+class ModulatedTransformerBlock(TransformerBlock):
+    "A `TransformerBlock` that gets its modulation instead of the embedding. Returns 'b t m c', m = (h w)."
+    def forward(self, x: Float[Tensor, 'b t m c'], mod: Float[Tensor, 'b t m c2'], rope) -> Float[Tensor, 'b t m c']:
+        y = modulate_(self.norm.norm(x), mod, -1)
+        qkv, hidden = self.fused_attn_mlp_proj(y).split((3*self.c, 4*self.c), -1)
+        attended = attend(qkv.flatten(1, 2), self.heads, self.q_norm, self.k_norm, rope)
+        return add_(mlp_rest(self, hidden), add_(self.attn_out(attended).view_as(x), x))
+
+class ModulatedAxialBlock(AxialTransformerBlock):
+    "An `AxialTransformerBlock` that gets 1 + scale and shift of its first attention, then of its second. Returns 'b t m c'."
+    def forward(self, x: Float[Tensor, 'b t m c'], mod: Float[Tensor, 'b t m c4'], rope) -> Float[Tensor, 'b t m c']:
+        (space, time), (first, second), other = rope or (None, None), mod.chunk(2, -1), self.another_attn
+        y = modulate_(self.norm.norm(x), first, -1)
+        qkv, hidden = self.fused_attn_mlp_proj(y).split((3*self.c, 4*self.c), -1)
+        attended = attend(qkv.flatten(0, 1), self.heads, self.q_norm, self.k_norm, space)
+        x = add_(self.attn_out(attended).view_as(x), x).transpose(1, 2)
+        y = modulate_(other.norm.norm(x), second.transpose(1, 2), -1)
+        attended = attend(other.proj(y).flatten(0, -3), other.heads, other.q_norm, other.k_norm, time)
+        x = add_(other.out(attended).view_as(x), x).transpose(1, 2)
+        return add_(mlp_rest(self, hidden), x)
+
+def mlp_rest(block: TransformerBlock, hidden: Float[Tensor, '*b c4']) -> Float[Tensor, '*b c']:
     "The MLP of a block after its first layer; without gradients the memory of the hidden layer is used again."
     _, drop, out = block.mlp_out
     return out(drop(F.silu(hidden, inplace=not torch.is_grad_enabled())))      # not `silu_`: strided rows would give other bits
 
-def self_attention(block: nn.Module, qkv: Float[Tensor, 'b n c3'], rope) -> Float[Tensor, 'b n c']:
-    "Attention of n tokens with the norms of a block."
-    return attend(qkv, block.heads, block.q_norm, block.k_norm, rope)
-
-def run_joint(block: nn.Module, x: Float[Tensor, 'b t m c'], mod: Float[Tensor, 'b t m c2'], rope) -> Float[Tensor, 'b t m c']:
-    "Output 'b t m c' of a TransformerBlock whose `1 + scale` and shift are `mod`."
-    y = modulate_(block.norm.norm(x), mod, -1)
-    qkv, hidden = block.fused_attn_mlp_proj(y).split((3*block.c, 4*block.c), -1)
-    attended = self_attention(block, qkv.flatten(1, 2), rope)
-    return add_(mlp_rest(block, hidden), add_(block.attn_out(attended).view_as(x), x))
-
-def run_axial(block: nn.Module, x: Float[Tensor, 'b t m c'], mod: Float[Tensor, 'b t m c4'], rope) -> Float[Tensor, 'b t m c']:
-    "Output 'b t m c' of an AxialTransformerBlock; `mod` has 1 + scale and shift of the first attention, then of the second."
-    (space, time), (first, second), other = rope or (None, None), mod.chunk(2, -1), block.another_attn
-    y = modulate_(block.norm.norm(x), first, -1)
-    qkv, hidden = block.fused_attn_mlp_proj(y).split((3*block.c, 4*block.c), -1)
-    x = add_(block.attn_out(self_attention(block, qkv.flatten(0, 1), space)).view_as(x), x).transpose(1, 2)
-    y = modulate_(other.norm.norm(x), second.transpose(1, 2), -1)
-    x = add_(other.out(self_attention(other, other.proj(y).flatten(0, -3), time)).view_as(x), x).transpose(1, 2)
-    return add_(mlp_rest(block, hidden), x)
-
 def run_modulated(block: nn.Module, make_mod: Callable,         # () -> modulation 'b t (h w) m'
                   h: Float[Tensor, 'f c h w'], rope, t: int) -> Float[Tensor, 'f c h w']:
-    "A block with its modulation, applied to maps 'f c h w', f = (b t): what `uvit.run_block` computes from the embedding."
-    if isinstance(block, ResBlock): return run_res(block, h, rearrange(make_mod(), 'b t (h w) m -> (b t) m h w', h=h.shape[-1]))
-    run = run_axial if isinstance(block, AxialTransformerBlock) else run_joint
-    tokens = run(block, rearrange(h, '(b t) c h w -> b t (h w) c', t=t), make_mod(), rope)
+    "A modulated block applied to maps 'f c h w', f = (b t): what `uvit.run_block` computes from the embedding."
+    if isinstance(block, ResBlock): return block(h, rearrange(make_mod(), 'b t (h w) m -> (b t) m h w', h=h.shape[-1]))
+    tokens = block(rearrange(h, '(b t) c h w -> b t (h w) c', t=t), make_mod(), rope)
     return rearrange(tokens, 'b t (h w) c -> (b t) c h w', h=h.shape[-1])
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0047
@@ -275,6 +275,8 @@ def fill_frames(maps: Float[Tensor, 'b t d h w'],           # zero at the target
 
 class CachedUViT3DPose(UViT3DPose):
     "`UViT3DPose` with the same parameters and outputs, faster: reads a `PoseCond`, and can leave out frames whose v is not needed."
+    block_types = dict(R=ModulatedResBlock, T=ModulatedTransformerBlock, A=ModulatedAxialBlock)
+
     def forward(self, x: Float[Tensor, 'b t c h w'],              # noisy frames, normalised
                 noise_levels: Float[Tensor, 'b t'],               # .125*logSNR of each frame (continuous), or integer timesteps
                 cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'] | PoseCond,   # cameras; their rays; or `pose_cond` of them
@@ -312,7 +314,7 @@ class CachedUViT3DPose(UViT3DPose):
 def cached(model: UViT3DPose) -> CachedUViT3DPose:
     "The network of `model` in the cached class; its parameters are shared, not copied."
     with torch.device('meta'): fast = CachedUViT3DPose(model.cfg)
-    for name, child in model.named_children(): setattr(fast, name, child)
+    fast.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return fast.train(model.training)
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0048

@@ -127,6 +127,8 @@ def run_block(block: nn.Module, h: Float[Tensor, 'f c h w'], emb: Float[Tensor, 
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c016
 class UViT3DPose(nn.Module):
     "DFoT's network: v 'b t c h w' from noisy frames, their noise levels and cameras, all frames of a window at once."
+    block_types = dict(R=ResBlock, T=TransformerBlock, A=AxialTransformerBlock)
+
     def __init__(self, cfg: UViTCfg):
         super().__init__()
         self.cfg, c, fine = cfg, cfg.channels, range(cfg.levels - 1)
@@ -144,10 +146,9 @@ class UViT3DPose(nn.Module):
 
     def _blocks(self, i, n):
         "`n` new blocks of level i."
-        cfg, c = self.cfg, self.cfg.channels[i]
-        if cfg.blocks[i] == 'R': return [ResBlock(c, cfg.emb) for _ in range(n)]
-        kind = dict(T=TransformerBlock, A=AxialTransformerBlock)[cfg.blocks[i]]
-        return [kind(c, cfg.heads, cfg.emb, cfg.dropout[i]) for _ in range(n)]
+        cfg, c, kind = self.cfg, self.cfg.channels[i], self.block_types[self.cfg.blocks[i]]
+        sizes = (c, cfg.emb) if cfg.blocks[i] == 'R' else (c, cfg.heads, cfg.emb, cfg.dropout[i])
+        return [kind(*sizes) for _ in range(n)]
 
     def forward(self, x: Float[Tensor, 'b t c h w'],              # noisy frames, normalised
                 noise_levels: Float[Tensor, 'b t'],               # .125*logSNR of each frame (continuous), or integer timesteps
@@ -206,7 +207,7 @@ def positions(self: UViT3DPose, i: int, h: Float[Tensor, 'f c h w'], t: int):
     c = self.cfg
     if c.blocks[i] == 'R': return h, None
     if c.pos == 'learned_1d': return self.pos_embs[str(i)](h, t), None
-    kind = dict(T=TransformerBlock, A=AxialTransformerBlock)[c.blocks[i]]
+    kind = self.block_types[c.blocks[i]]
     pace = min(1., c.rope_frames/t) if c.rope_frames else 1.
     return h, kind.rope(c.channels[i]//c.heads, t, *h.shape[-2:], pace, h.device)
 

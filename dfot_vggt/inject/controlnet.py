@@ -19,134 +19,158 @@ from torch import Tensor, nn
 
 from ..core import Cfg, expect
 from ..denoiser.layers import zero_init
-from ..denoiser.uvit import Level, PoseCond, UViT3DPose
+from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
+from ..denoiser.uvit import Level, UViT3DPose
 from ..geometry.features import Geometry, area_mean, place, regrid
 from .injector import Injector
 
 # %% ../../nbs/inject/01_controlnet.ipynb #32c057
 class CopiedLevels(Injector):
-    "An injector that runs trainable copies of a part of the base; a subclass says what is laid into the frames."
-    def __init__(self, base: UViT3DPose,       # is frozen and put in eval mode here; not among this module's parameters
-                 cfg: Cfg):                    # with `first` and `mid`, see `ControlCfg`
+    "Injector that runs trainable copies of some levels of the base; a subclass writes `entry_maps`, their new input."
+    def __init__(self, base: UViT3DPose,       # the denoiser; frozen and put in eval mode here
+                 cfg: Cfg):                    # with fields `first` and `mid`, as in `ControlCfg`
         super().__init__(base)
         last, name = len(base.down_blocks), type(cfg).__name__
-        first = base.apart if cfg.first is None else cfg.first
-        expect(0 <= first <= last, f'{name}.first', f'a level from 0 (the finest) to {last} (the middle), or None', first,
-               'begin elsewhere')
-        least = int(first == last)                                            # something must be copied
-        expect(least <= cfg.mid <= base.cfg.mid, f'{name}.mid', f'{least} to {base.cfg.mid} middle blocks of the base', cfg.mid,
-               'copy others')
+        first = base.separate_levels if cfg.first is None else cfg.first
+        expect(0 <= first <= last, f'{name}.first', f'a level from 0 (the finest) to {last} (the middle), or None',
+               first, f'first={base.separate_levels} or None begins at the first level with attention')
+        least = int(first == last)                                            # at least one level or block is copied
+        expect(least <= cfg.mid <= base.cfg.mid, f'{name}.mid', f'{least} to {base.cfg.mid} middle blocks of the base',
+               cfg.mid, f'set mid={min(max(cfg.mid, least), base.cfg.mid)}')
         self.cfg = cfg
-        self.down_blocks = nn.ModuleDict({str(i): deepcopy(base.down_blocks[i]) for i in range(first, last)}).requires_grad_()
+        copies = {str(i): deepcopy(base.down_blocks[i]) for i in range(first, last)}
+        self.down_blocks = nn.ModuleDict(copies).requires_grad_()
         self.mid_blocks = deepcopy(Level(base.mid_blocks.blocks[:cfg.mid])).requires_grad_()
         self.connect = nn.ModuleList(zero_init(nn.Conv2d(c, c, 1)) for c, _ in self.places)
 
     @property
-    def first(self) -> int: return len(self.base.down_blocks) - len(self.down_blocks)
+    def first(self) -> int:
+        "Index of the finest copied level; the number of levels on the way down if only middle blocks are copied."
+        return len(self.base.down_blocks) - len(self.down_blocks)
 
     @property
     def places(self) -> list:
-        "[(channels, side of the grid)] where something can be laid: the beginning of every copied level, and of the middle."
+        "[(channels, side of the grid)] of the maps that can be added: where each copied level begins, and the middle."
         c = self.base.cfg
         return [(c.channels[i], c.grid(i)) for i in range(self.first, c.levels)]
 
     @property
     def input_tap(self) -> str:
-        "Tap of the base where the copies listen: the end of the level before them."
+        "Tap of the base where the copies read: the end of the level before them."
         return 'mid.in' if not self.down_blocks else f'down.{self.first - 1}' if self.first else 'embed'
 
     @property
     def output_taps(self) -> tuple:
-        "Taps of the base that receive control, one per place."
+        "Taps of the base where residuals are added, one per place."
         return (*(f'skip.{i}' for i in self.down_blocks), f'mid.{self.cfg.mid - 1}' if self.cfg.mid else 'mid.in')
 
     def sections(self) -> dict:
-        "{section: (index of its grid, `Level` of copies)} in walking order; the middle perhaps without a block."
+        "{section: (index of its grid, `Level` of copies)} in the order of the base; the middle may have no block."
         copied = {f'down.{i}': (int(i), level) for i, level in self.down_blocks.items()}
         return copied | {'mid': (self.base.cfg.levels - 1, self.mid_blocks)}
 
     def entry_maps(self, cams: Float[Tensor, 'b t 16'], geometry) -> tuple:
-        "`([per place 'b t c h w' to add], 'b t e' to add to the noise embedding)`."
+        "`([per place 'b t c h w' to add where the level begins], 'b t e' to add to the noise embedding)`."
         raise NotImplementedError
 
 # %% ../../nbs/inject/01_controlnet.ipynb #32c021
 def conv1x1(conv: nn.Conv2d, x: Float[Tensor, 'f h w d']) -> Float[Tensor, 'f c h w']:
-    "A 1x1 convolution, as one matrix product; channels lie side by side."
+    "A 1x1 convolution of maps whose channels are the last axis, as one matrix product."
     return F.linear(x, conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 @dataclass
 class PreparedWindow:
-    "What a window's control needs and no denoising step changes."
+    "What the control of a window needs and no denoising step changes."
     pose: PoseCond     # the cameras, for the copies
-    maps: list         # per place 'b t c h w', to add where the level begins
-    camera: Tensor     # 'b t e', to add to the noise embedding
+    maps: list         # per place 'b t c h w', added where the level begins
+    camera: Tensor     # 'b t e', added to the noise embedding
+
+class ControlCall:
+    """The control of one call of the base. The copies run when the base passes the input tap; each output tap then adds
+    its residual and drops it."""
+    def __init__(self, net, noise_levels, prepared: PreparedWindow, cond_mask):
+        self.net, self.inputs, self.residuals = net, (noise_levels, prepared, cond_mask), {}
+
+    def read_input(self, h: Float[Tensor, 'f c h w']):
+        "Run the copies on the base's activation at the input tap; keep their residuals and return `h` itself."
+        levels = self.net.run_copies(h.detach(), *self.inputs)
+        pairs = zip(self.net.output_taps, self.net.connect)
+        self.residuals = {tap: conv1x1(connect, levels[tap].movedim(1, -1)) for tap, connect in pairs}
+        return h
+
+    def add(self, tap: str, h: Float[Tensor, 'f c h w']):
+        "`h` plus the residual of this tap, once. Raises KeyError if the base has not passed the input tap since."
+        name, first = type(self.net).__name__, self.net.input_tap
+        expect(tap in self.residuals, f'{name}: {tap}', f'the base at {first} first, once per call', 'no residual',
+               'with guidance pass the function window(...), not the control of one call', error=KeyError)
+        return h + self.residuals.pop(tap)
+
+    def control(self) -> dict:
+        "`{input tap: read_input, output tap: add}`, all callables h -> h."
+        return {self.net.input_tap: self.read_input, **{tap: partial(self.add, tap) for tap in self.net.output_taps}}
 
 @patch
 def prepare_window(self: CopiedLevels, cams, cond, geometry) -> PreparedWindow:
-    "Cameras and geometry, brought to every level of the copy."
-    cond = cond[:] if isinstance(cond, PoseCond) else self.base.pool_rays(cams if cond is None else cond)
+    "Cameras and geometry, ready for every copied level."
+    cond = cond[:] if isinstance(cond, PoseCond) else self.base.pose_cells(cams if cond is None else cond)
     return PreparedWindow(cond.prepare(self.sections(), self), *self.entry_maps(cams, geometry))
 
 @patch
-def run_copies(self: CopiedLevels, h: Float[Tensor, 'f c h w'], noise_levels, fixed: PreparedWindow, cond_mask=None) -> dict:
-    "{outlet: activation of the copies 'f c2 h2 w2'}, before the zero connections; `h` is what the base has at the inlet."
-    n = len(noise_levels)//len(fixed.camera)
-    def each(m): return m.repeat_interleave(n, 0) if n > 1 else m
+def run_copies(self: CopiedLevels,
+               h: Float[Tensor, 'f c h w'],        # the base's activation at the input tap
+               noise_levels, prepared: PreparedWindow, cond_mask=None) -> dict:
+    "`{output tap: activation of the copies 'f c2 h2 w2'}`, before the zero-initialised 1x1 convolutions."
+    n = len(noise_levels)//len(prepared.camera)
+    def per_branch(m): return m.repeat_interleave(n, 0) if n > 1 else m
     with torch.no_grad():
         noise = self.base.noise_level_pos_embedding(noise_levels)
         if self.input_tap.startswith('down'): h = self.base.down_blocks[self.first - 1][-1](h)
-    pose, noise = fixed.pose.repeat(len(noise_levels)//len(fixed.pose)), noise + each(fixed.camera)
+    pose, noise = prepared.pose.repeat(len(noise_levels)//len(prepared.pose)), noise + per_branch(prepared.camera)
     keep, levels = None if cond_mask is None else ~cond_mask, {}
-    for tap, m, (section, (i, level)) in zip(self.output_taps, fixed.maps, self.sections().items()):
-        h = h + each(m).flatten(0, 1)
-        levels[tap] = self.base.run_level(level, section, i, h, noise, pose, keep, recompute=False) if len(level) else h
+    for tap, m, (section, (i, level)) in zip(self.output_taps, prepared.maps, self.sections().items()):
+        h = h + per_branch(m).flatten(0, 1)
+        levels[tap] = self.base.run_modulated_level(level, section, i, h, noise, pose, keep, recompute=False) if len(level) else h
         if section != 'mid': h = level[-1](levels[tap])
     return levels
 
 @patch
-def listen(self: CopiedLevels, x, noise_levels, fixed: PreparedWindow, cond_mask=None) -> dict:
-    "The control of one call: hear the base at the inlet, run the copies, say at each outlet what it has to hear."
-    n, rest = divmod(len(x), len(fixed.camera))
-    expect(n and not rest, f'{type(self).__name__}: x', f'a multiple of {len(fixed.camera)} clips (b), one row per branch', len(x),
-           'compute geometry for these clips')
-    expect(x.shape[1] == fixed.camera.shape[1], f'{type(self).__name__}: x', f'{fixed.camera.shape[1]} frames (t) as in the window',
-           x.shape[1], 'clips of other lengths: by_length')
-    said = {}
-    def hear(h):
-        levels = self.run_copies(h.detach(), noise_levels, fixed, cond_mask)
-        said.update({tap: conv1x1(connect, levels[tap].movedim(1, -1)) for tap, connect in zip(self.output_taps, self.connect)})
-        return h
-    def add(tap, h):
-        expect(tap in said, f'{type(self).__name__}: {tap}', f'the base at {self.input_tap} first, once per call', 'nothing heard',
-               "with guidance pass window(...), a function, and not one call's control", error=KeyError)
-        return h + said.pop(tap)
-    return {self.input_tap: hear, **{tap: partial(add, tap) for tap in self.output_taps}}
+def call_control(self: CopiedLevels, x, noise_levels, prepared: PreparedWindow, cond_mask=None) -> dict:
+    "The control of one call: `{input or output tap: callable h -> h}`. Raises ValueError if `x` does not fit."
+    clips, t = prepared.camera.shape[:2]
+    n, rest = divmod(len(x), clips)
+    expect(n and not rest, f'{type(self).__name__}: x', f'a multiple of {clips} clips (b), one row per branch', len(x),
+           'call window(...) with the geometry of these clips')
+    expect(x.shape[1] == t, f'{type(self).__name__}: x', f'{t} frames (t) as in the window', x.shape[1],
+           'for clips of other lengths use inject.injector.by_length')
+    return ControlCall(self, noise_levels, prepared, cond_mask).control()
 
 @patch
 def window(self: CopiedLevels, cams, cond, geometry):
-    "`fn(x, noise_levels, cond_mask=None) -> control` for one window: cameras and geometry are worked up once, for all steps and branches."
+    """`fn(x, noise_levels, cond_mask=None) -> control` for one window, or None without geometry.
+    Cameras and geometry are prepared once, for all denoising steps and branches."""
     if geometry is None: return None
-    fixed = self.prepare_window(cams, cond, geometry)
-    return lambda x, noise_levels, cond_mask=None: self.listen(x, noise_levels, fixed, cond_mask)
+    prepared = self.prepare_window(cams, cond, geometry)
+    return lambda x, noise_levels, cond_mask=None: self.call_control(x, noise_levels, prepared, cond_mask)
 
 # %% ../../nbs/inject/01_controlnet.ipynb #32c071
 @dataclass(frozen=True)
 class ControlCfg(Cfg):
-    "What a ControlNet reads and how much of the base it copies."
+    "Sizes of the features that a ControlNet reads, and how much of the base it copies."
     latent: int       # channels of `Geometry.latents`
     camera: int       # channels of `Geometry.camera`
     mid: int = 1      # how many middle blocks are copied
-    first: int | None = None     # the finest level that is copied; None: the first where frames meet, `UViT3DPose.apart`
+    first: int | None = None     # finest level that is copied; None: the first with attention, `UViT3DPose.separate_levels`
 
 # %% ../../nbs/inject/01_controlnet.ipynb #32c009
 def to_grid(conv: nn.Conv2d, x: Float[Tensor, 'f h w d'], size: int) -> Float[Tensor, 'f c size size']:
-    "A 1x1 convolution and a change of grid: pooling before it, stretching after it."
+    "A 1x1 convolution and a change of grid: area mean before it, or bilinear interpolation after it."
     if size >= min(x.shape[1:3]): return regrid(conv1x1(conv, x), (size, size))
-    x = (area_mean(x.shape[1], size, x) @ x.flatten(2)).unflatten(2, x.shape[2:])         # rows, then columns; channels stay side by side
+    rows = area_mean(x.shape[1], size, x) @ x.flatten(2)                    # channels stay the last axis
+    x = rows.unflatten(2, x.shape[2:])
     return conv1x1(conv, area_mean(x.shape[2], size, x) @ x)
 
 class ControlNet(CopiedLevels):
-    "Copies that read VGGT's latents of the known frames through zero layers."
+    "Copies of levels of the base that read VGGT's latents of the observed frames through zero layers."
     def __init__(self, base: UViT3DPose, cfg: ControlCfg):
         super().__init__(base, cfg)
         self.entry = nn.ModuleList(zero_init(nn.Conv2d(cfg.latent, c, 1)) for c, _ in self.places)
@@ -154,15 +178,17 @@ class ControlNet(CopiedLevels):
         self.unknown = nn.ParameterList(torch.zeros(c) for c in (*(c for c, _ in self.places), base.cfg.emb))
 
     def entry_maps(self, cams: Float[Tensor, 'b t 16'], geometry: Geometry) -> tuple:
-        "Every known frame's latents at its own frame, its camera token in the noise embedding; a learnt vector elsewhere."
+        """`([per place 'b t c h w'], 'b t e')`: latents and camera token of each observed frame at its index, and a
+        learnt vector at all other frames. Raises ValueError if channels or index do not fit."""
         index, t = geometry.index, cams.shape[1]
         for name, width, axes in (('latents', self.cfg.latent, 'b s d h w'), ('camera', self.cfg.camera, 'b s d')):
-            expect(getattr(geometry, name).shape[2] == width, f'ControlNet: geometry.{name}', f"'{axes}' with d = {width}",
-                   tuple(getattr(geometry, name).shape), 'use the VGGT layers that ControlCfg was made for')
+            shape = tuple(getattr(geometry, name).shape)
+            expect(shape[2] == width, f'ControlNet: geometry.{name}', f"'{axes}' with d = {width}", shape,
+                   'compute features with the VGGT layers that ControlCfg was made for')
         expect(bool((index < t).all()), 'ControlNet: geometry.index', f'places below {t} frames (t)', int(index.max()),
-               'index counts frames of this window')
+               f'index counts frames of this window: pass geometry.within({t})')
         x = F.layer_norm(geometry.latents.float().movedim(2, -1), (self.cfg.latent,)).flatten(0, 1)
-        maps = [place(to_grid(conv, x, size).unflatten(0, index.shape), index, t, nothing[:, None, None])
-                for conv, (_, size), nothing in zip(self.entry, self.places, self.unknown)]
+        maps = [place(to_grid(conv, x, size).unflatten(0, index.shape), index, t, empty[:, None, None])
+                for conv, (_, size), empty in zip(self.entry, self.places, self.unknown)]
         camera = self.camera(F.layer_norm(geometry.camera.float(), (self.cfg.camera,)))
         return maps, place(camera, index, t, self.unknown[-1])

@@ -21,6 +21,7 @@ from ..core import commit, device, expect, rng, atomic_write
 from ..data.camera import Cams, normalise_by_first
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import Diffusion, make_diffusion
+from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.features import Geometry
 from ..inject.injector import Injected, window_geometry

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import asset, build, device, expect, load_report, read_tensors, seed_all, atomic_write
 from ..denoiser.checkpoints import load_dfot
+from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.aggregator import random_weights
 from ..geometry.feature_cache import DEPTH_HEADS, FeatureCache, sample_basis
@@ -44,7 +45,7 @@ def build_base(run: RunCfg) -> UViT3DPose:
     "The denoiser of a run: new, or with the weights that `run.base` names."
     if not run.base:
         seed_all(run.seed)
-        return UViT3DPose(run.model)
+        return CachedUViT3DPose(run.model)
     return load_dfot(run.base if '/' in run.base else asset(run.base), run.model)
 
 def build_injector(run: RunCfg, base: UViT3DPose, name: str = 'control') -> nn.Module:
