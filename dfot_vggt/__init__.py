@@ -12,6 +12,7 @@ _PUBLIC = {                                                # module: names that 
     'denoiser.diffusion': 'DiffusionCfg make_diffusion',
     'denoiser.guidance': 'HistoryGuidance',
     'denoiser.rollout': 'next_frames rollout',
+    'denoiser.pose_cache': 'CachedUViT3DPose cached',
     'denoiser.checkpoints': 'load_dfot',
     'geometry.vggt': 'VGGT VGGTCfg load_vggt',
     'geometry.features': 'Geometry features',

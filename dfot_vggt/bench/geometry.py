@@ -25,7 +25,7 @@ from fastcore.script import call_parse
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..geometry.aggregator import Aggregator, AggregatorCfg, rope_positions, rope_table
+from ..geometry.aggregator import Aggregator, AggregatorCfg, rope_positions, axis_rope_table
 from ..measure import Report, measure, memory_now, report
 from ..inject.controlnet import ControlCfg, ControlNet
 from ..core import expect, named_randn
@@ -56,7 +56,7 @@ class GatheredRope:
                  base: float):         # of the rotary frequencies
         self.pos = pos
         line = torch.arange(int(pos.max()) + 1)
-        self.lists = [t[:, :width//2].contiguous() for t in rope_table(torch.stack([line, line], 1), width, base)]
+        self.lists = [t[:, :width//2].contiguous() for t in axis_rope_table(torch.stack([line, line], 1), width, base)]
     def __iter__(self):
         for t in self.lists: yield torch.cat([F.embedding(self.pos[..., i], t) for i in (0, 1)], -1)[:, None]
 

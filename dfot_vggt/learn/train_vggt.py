@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..geometry.aggregator import rope_positions, rope_table, rotate
+from ..geometry.aggregator import rope_positions, axis_rope_table, rotate_halves
 from ..data.camera import Cams, flip_cams, normalise_by_first, project, unproject
 from ..data.clips import Batch, Clips, Window, order
 from ..core import rng, seed_all
@@ -137,7 +137,7 @@ def matching_patches(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h 
                      grid: int):                     # patches per side
     """For the centre of each patch: `(patch of frame 0 that shows it, distance, visible)`.
 
-    Patch numbers `b s p`; distances `b s p 2` in x and y, in image sizes; True `b s p`: the place is visible in frame 0."""
+    Patch numbers `b s p`; distances `b s p 2` in x and y, in image sizes; `b s p`: True where frame 0 shows it."""
     h = depth.shape[-1]
     middle = (torch.arange(grid, device=depth.device)*h + h//2)//grid
     points = unproject(depth[:, :, middle][..., middle], cams).flatten(2, 3)                      # b s p 3
@@ -160,8 +160,8 @@ def match_scores(vggt: VGGT,
     cfg, block, width = vggt.cfg, vggt.aggregator.global_blocks[layer], vggt.cfg.dim//vggt.cfg.heads
     q, k, _ = (x[..., :width] for x in block.attn.qkv(block.norm1(before)).chunk(3, -1))
     positions = rope_positions(cfg.grid, cfg.grid, cfg.special).to(q.device)
-    table = [t.repeat(before.shape[1], 1) for t in rope_table(positions, width, cfg.rope)]
-    q, k = (rotate(norm(x).float().flatten(1, 2)[:, None], *table)[:, 0]
+    table = [t.repeat(before.shape[1], 1) for t in axis_rope_table(positions, width, cfg.rope)]
+    q, k = (rotate_halves(norm(x).float().flatten(1, 2)[:, None], *table)[:, 0]
             for x, norm in ((q, block.attn.q_norm), (k, block.attn.k_norm)))
     return q.unflatten(1, before.shape[1:3])[:, :, cfg.special:] @ k.mT[:, None]/width**.5
 
