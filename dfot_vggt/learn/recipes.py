@@ -32,11 +32,12 @@ from .train import TrainCfg
 from ..trace import html_table
 
 # %% ../../nbs/learn/07_recipes.ipynb #51c018
-def table(rows: Sequence[dict],              # one per row, all with the same keys: {title of the column: cell}
+def table(rows: Sequence[dict],              # one per row: {title of the column: cell}; a missing cell stays empty
           left: Sequence[int] = (0,)         # indexes of the left-aligned columns; the others are right-aligned
           ) -> HTML:
     "A table for notebooks and reports. Text is escaped; columns without a filled cell are left out."
-    return HTML(html_table([*rows[0]], [[*row.values()] for row in rows], left=left))
+    head = [*dict.fromkeys(title for row in rows for title in row)]
+    return HTML(html_table(head, [[row.get(title, '') for title in head] for row in rows], left=left))
 
 def diff(a: Cfg, b: Cfg) -> dict[str, tuple]:
     """`{field: (value in a, value in b)}` for every field in which two configs differ, e.g. `'train.steps': (9, 4)`.
