@@ -66,7 +66,7 @@ def _short(value) -> str:
 
 # %% ../../nbs/learn/07_recipes.ipynb #51c027
 def tiny_base() -> RunCfg:
-    "The base denoiser of the rendered world: 2.94 M parameters, 64 px, 8 frames; 4,000 rooms, Muon, 12 CPU hours."
+    "The base denoiser of the rendered world: 2.94 M parameters, 64 px, 8 frames; 4,000 rooms, Muon, 12+ CPU hours."
     train = TrainCfg(steps=46_000, lr=1e-3, optimizer=MuonCfg(), precision='auto', save_every=250)
     return RunCfg('tiny_base', WorldCfg(rooms=4000), diffusion=DiffusionCfg.world().replace(bias=-5.), train=train)
 
