@@ -1,4 +1,4 @@
-"A rollout that is killed and started again makes the same video, and its memory does not grow with its length."
+"A rollout that is killed and started again makes the same video; its memory use does not grow with the length."
 import json, os, random, signal, subprocess, sys, time
 
 import av
@@ -34,7 +34,7 @@ def launch(tmp_path, folder, preset='golden', clips=2, n=60, steps=6, batch=4):
     return subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def peak(p):
-    "Bytes that the finished process held at most."
+    "Largest memory use of a finished process, in bytes."
     out, err = p.communicate(timeout=900)
     assert p.returncode == 0, err
     return json.loads(out.splitlines()[-1])
@@ -45,34 +45,34 @@ def decoded(path):
 def bytes_of(folder): return np.concatenate([np.load(p) for p in sorted((folder/'frames').glob('*.npy'))], 1)
 
 def kill_and_go_on(tmp_path, seed, kills):
-    "Kill the worker `kills` times at random moments of its work; what stands in the folder then, and how often it was really at work."
-    dice, hit = random.Random(seed), 0
+    "Kill the worker `kills` times at random moments; returns how often it was still running when it was killed."
+    rand, hit = random.Random(seed), 0
     for _ in range(kills):
         before, p = len(list((tmp_path/'cut').rglob('*.npy'))), launch(tmp_path, 'cut')
-        goal, deadline = before + dice.randint(1, 2), time.time() + 120
+        goal, deadline = before + rand.randint(1, 2), time.time() + 120
         while p.poll() is None and len(list((tmp_path/'cut').rglob('*.npy'))) < goal and time.time() < deadline: time.sleep(.002)
-        time.sleep(dice.random()*.1)
+        time.sleep(rand.random()*.1)
         if p.poll() is None: p.send_signal(signal.SIGKILL); hit += 1
         p.communicate(timeout=60)
-        assert all(np.load(f).ndim == 5 for f in (tmp_path/'cut'/'frames').glob('*.npy')), 'every file is whole'
+        assert all(np.load(f).ndim == 5 for f in (tmp_path/'cut'/'frames').glob('*.npy')), 'every file is complete'
     return hit
 
 @pytest.mark.parametrize('seed,kills', [(0, 2), *(pytest.param(s, 4, marks=pytest.mark.slow) for s in (1, 2, 3))])
 def test_killed_and_started_again(tmp_path, seed, kills):
     peak(launch(tmp_path, 'whole'))
-    assert kill_and_go_on(tmp_path, seed, kills) == kills, 'it was killed at work, not after it'
-    assert bytes_of(tmp_path/'cut').shape[1] < 60, 'it was cut before the end'
+    assert kill_and_go_on(tmp_path, seed, kills) == kills, 'killed while it worked, not after it'
+    assert bytes_of(tmp_path/'cut').shape[1] < 60, 'killed before the end'
     peak(launch(tmp_path, 'cut'))
     assert (bytes_of(tmp_path/'cut') == bytes_of(tmp_path/'whole')).all()
     for name in ('a.mp4', 'b.mp4'):
         a, b = (decoded(tmp_path/f/name) for f in ('cut', 'whole'))
         assert len(b) == 60 and (a == b).all(), 'every pixel of the decoded video'
-    assert not list((tmp_path/'cut').rglob('*.tmp*')), 'what a killed process left half-written is gone'
+    assert not list((tmp_path/'cut').rglob('*.tmp*')), 'half-written files of a killed process are deleted'
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_length(tmp_path):
-    held = {n: peak(launch(tmp_path, str(n), 'tiny', 1, n, 2, 1)) for n in (32, 128, 1024)}
+    peaks = {n: peak(launch(tmp_path, str(n), 'tiny', 1, n, 2, 1)) for n in (32, 128, 1024)}
     frame = 3*64*64*4
-    print({n: f'{b/1e6:.0f} MB' for n, b in held.items()}, f'the frames of the longest alone would take {1024*frame/1e6:.0f} MB')
-    assert held[1024] - held[32] < .5*(1024 - 32)*frame                # 32 frames have smaller windows: part of this is their size
-    assert held[1024] - held[128] < .2*(1024 - 128)*frame              # the mp4's index of fragments grows by some kB a frame
+    print({n: f'{b/1e6:.0f} MB' for n, b in peaks.items()}, f'the frames of the longest alone would take {1024*frame/1e6:.0f} MB')
+    assert peaks[1024] - peaks[32] < .5*(1024 - 32)*frame                # 32 frames have smaller windows: part of this is their size
+    assert peaks[1024] - peaks[128] < .2*(1024 - 128)*frame              # the mp4's index of fragments grows by some kB a frame
