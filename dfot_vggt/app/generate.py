@@ -223,9 +223,9 @@ def read_start(size: int,          # pixels per side of the model's frames
 
 def _read_files(images: list, cams, skip, size):
     "`(context frames as bytes, cameras, name)` of image files, perhaps none, and a camera file."
-    cameras = read_poses(cams)[2][::skip]
     if images: first, (h, w) = read_images(images, size)
-    else:                                                     # the size of the images follows from square pixels
+    cameras = read_poses(cams)[2][::skip]
+    if not images:                                            # the shape of the images follows from square pixels
         first, (fx, fy) = np.zeros((0, 3, size, size), np.uint8), cameras[0, :2].tolist()
         h, w = max(size, round(size*fx/fy)), max(size, round(size*fy/fx))
     return first, crop_cams(cameras, h, w, size), Path(images[0] if images else cams).stem
