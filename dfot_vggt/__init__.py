@@ -1,5 +1,5 @@
 """3-D geometry (VGGT) for camera-controlled video diffusion (DFoT). What this package offers by name is loaded when it is first used."""
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from importlib import import_module as _import_module
 
@@ -12,6 +12,7 @@ _PUBLIC = {                                                # module: names that 
     'denoiser.diffusion': 'DiffusionCfg make_diffusion',
     'denoiser.guidance': 'HistoryGuidance',
     'denoiser.rollout': 'next_frames rollout',
+    'denoiser.pose_cache': 'CachedUViT3DPose cached',
     'denoiser.checkpoints': 'load_dfot',
     'geometry.vggt': 'VGGT VGGTCfg load_vggt',
     'geometry.features': 'Geometry features',

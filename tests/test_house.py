@@ -120,6 +120,35 @@ def test_lines_are_readable(nb):
     long = [l for c in rooms.read(nb) if c.kind == 'code' for l in c.source.splitlines() if len(l) > 140]
     assert not long, 'over 140 columns:\n' + '\n'.join(long)
 
+OLD_WORDS = set("""told said seen heard hear hears listen listens own some way ways eye sight spoil ship learner equipped awake afresh rivals elsewhere
+contest sole write_aside beat speak speaks say says known given earlier past asked ask asks answer answers claims price ladder rung rungs inlet outlet
+outlets dice look looks see sees stain dirt blind hide mine theirs want wanted""".split())
+
+def identifiers(tree):
+    "Every whole name that code defines or uses: variables, arguments, keywords, functions, classes, attributes but those of torch and numpy."
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Name): yield n.id
+        elif isinstance(n, (ast.arg, ast.keyword)): yield n.arg
+        elif isinstance(n, (ast.FunctionDef, ast.ClassDef)): yield n.name
+        elif isinstance(n, ast.Attribute) and getattr(n.value, 'id', '') not in ('torch', 'np', 'F'): yield n.attr
+
+@each_notebook
+def test_old_words_are_gone(nb):
+    "Names are the field's words (table in nbs/design.ipynb); these were a private language."
+    left = {name for c in rooms.read(nb) if c.kind == 'code' and c.exported for name in identifiers(c.tree)} & OLD_WORDS
+    assert not left, f'{nb.stem} uses {sorted(left)} as names: say what each thing is, e.g. context, target, observed, residuals, features'
+
+@each_notebook
+def test_lines_fit(nb):
+    long = [l for c in rooms.read(nb) if c.kind == 'code' and c.exported for l in c.source.splitlines() if len(l) > 120]
+    assert not long, 'exported lines over 120 columns:\n' + '\n'.join(long)
+
+@each_notebook
+def test_a_notebook_is_read_in_ten_minutes(nb):
+    cells = rooms.read(nb)
+    main = next((i for i, c in enumerate(cells) if c.kind != 'code' and c.source.startswith('## Appendix')), len(cells))
+    assert main <= 82, f'{nb.stem} has {main} cells before an appendix, at most 82: split it, or move detail behind a heading "## Appendix"'
+
 @each_notebook
 def test_committed_with_outputs_and_without_errors(nb):
     cells = [c for c in rooms.read(nb) if c.kind == 'code']

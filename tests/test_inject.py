@@ -295,7 +295,7 @@ def test_a_walk_goes_on_where_it_stopped(names, base, world):
     net, cams = trained(base, names), torch.stack([walk(Room(i))[:16:2] for i in (3, 4)])
     first = torch.stack([render(Room(i), c[:1], 32).rgb for i, c in zip((3, 4), cams)])
     def walk_on(guide, past=None):
-        return stream(base, make_diffusion(DiffusionCfg.world()), first, cams, 2, steps=2, geometry=guide, past=past,
+        return stream(base, make_diffusion(DiffusionCfg.world()), first, cams, 2, steps=2, geometry=guide, state=past,
                       guidance=HistoryGuidance.vanilla(1.5))
     guide, made, places = GeometryGuide(net, world.look), [], []
     for new, past in walk_on(guide):

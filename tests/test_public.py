@@ -18,7 +18,7 @@ def test_every_name_is_there(name):
     assert name in dir(dfot_vggt) and getattr(value, '__name__', '').split('.')[-1] == name
 
 def test_the_list_is_short_and_has_what_people_look_for():
-    assert len(dfot_vggt.__all__) == len(set(dfot_vggt.__all__)) <= 34
+    assert len(dfot_vggt.__all__) == len(set(dfot_vggt.__all__)) <= 36
     assert {'load_dfot', 'load_vggt', 'UViT3DPose', 'VGGT', 'rollout', 'next_frames', 'HistoryGuidance', 'ControlNet', 'TokenInjector', 'SpatialMemory',
             'train', 'recipes'} <= set(dfot_vggt.__all__)
     with pytest.raises(AttributeError, match='no attribute'): dfot_vggt.UViT

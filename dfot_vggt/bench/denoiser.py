@@ -101,21 +101,21 @@ def mid_work(steps: int = STEPS) -> dict:
 def plain_layers():
     "Inside the block every layer takes the plain way, whatever is faster."
     plain = dict(pick_rms_norm=layers.rms_norm, pick_group_norm=layers.group_norm, pick_attention=layers.attention)
-    with patch.multiple(layers, **{rule: lambda x, way=way: way for rule, way in plain.items()}): yield
+    with patch.multiple(layers, **{rule: lambda x, f=f: f for rule, f in plain.items()}): yield
 
 def tiny_step(batch: int = 8) -> Callable:      # windows
-    "A function that makes one training step of `tiny` in bfloat16 and returns the gradients by name; the weights hardly move."
+    "Function that runs one bfloat16 training step of `tiny` and returns {name: gradient}; the weights hardly move."
     cfg, diffusion = UViTCfg.tiny(), make_diffusion(DiffusionCfg.world())
     model = golden_weights(CachedUViT3DPose(cfg)).train()
     opt = torch.optim.AdamW(model.parameters(), 1e-9, betas=(.9, .99), weight_decay=.01, fused=True)
     average = [p.detach().clone() for p in model.parameters()]
     x0, noise = (named_randn(f'speed.{n}', batch, cfg.frames, 3, cfg.size, cfg.size) for n in ('x0', 'noise'))
     cams = torch.cat([speed_inputs(cfg, seed=5 + i)[1] for i in range(batch)])
-    t, blind = torch.linspace(.1, .9, batch*cfg.frames).view(batch, -1), torch.arange(batch) == 0
+    t, hidden = torch.linspace(.1, .9, batch*cfg.frames).view(batch, -1), torch.arange(batch) == 0
 
     def run():
         with torch.autocast('cpu', torch.bfloat16):
-            loss = diffusion.training_step(partial(model, cond_mask=blind), x0, cams, t, noise).loss.mean()
+            loss = diffusion.training_step(partial(model, cond_mask=hidden), x0, cams, t, noise).loss.mean()
         opt.zero_grad(); loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step()
@@ -125,7 +125,7 @@ def tiny_step(batch: int = 8) -> Callable:      # windows
 
 def tiny_work() -> dict:
     "{row: what to run} for the two rows of the tiny model."
-    half_is_fast()                                                              # asked now, and not while operations are counted
+    half_is_fast()                                                      # measured now, not while operations are counted
     step = tiny_step()
     def plain():
         with plain_layers(): step()
@@ -142,7 +142,7 @@ def one_thread_rows(rounds: int = 3) -> list[dict]:
 def full_forward(frames: int,     # t
                  kind: str = 'cached',     # 'cached' or 'plain' network
                  **changes):      # of the config
-    "A function that runs one forward pass of the released size; for a process of its own, whose memory is kept (`core.keep_memory`)."
+    "Function that runs one forward pass of the released size; for a process of its own (it calls `core.keep_memory`)."
     keep_memory()
     cfg = UViTCfg.re10k(checkpoint=(), **changes)
     with torch.device('meta'): model = dict(cached=CachedUViT3DPose, plain=UViT3DPose)[kind](cfg)
@@ -180,7 +180,8 @@ def shares(model: UViT3DPose,
     with torch.no_grad(), flop_counter() as f: model(*args)
     counts = f.get_flop_counts()
     def of(name, ops=('',)):
-        return sum(v for op, v in counts.get(f'{type(model).__name__}.{name}', {}).items() if any(o in str(op) for o in ops))/1e9
+        by_op = counts.get(f'{type(model).__name__}.{name}', {})
+        return sum(v for op, v in by_op.items() if any(o in str(op) for o in ops))/1e9
     kinds = dict.fromkeys(('conditioning', 'convolutions and linears', 'attention', 'change of grid', 'ends'), 0.)
     for name, m in model.named_modules():
         if isinstance(m, (ResBlock, TransformerBlock)):

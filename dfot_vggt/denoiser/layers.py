@@ -28,7 +28,7 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c013
 class Fourier(nn.Module):
-    "`sqrt(2) cos(level*freqs + phases)` with fixed random frequencies: smooth in any float level."
+    "Features '*b d' of float noise levels: `sqrt(2) cos(level*freqs + phases)`, freqs and phases random, drawn once."
     def __init__(self, dim: int = 256):   # number of features
         super().__init__()
         self.register_buffer('freqs', 2*math.pi*torch.randn(dim))
@@ -38,7 +38,7 @@ class Fourier(nn.Module):
         return math.sqrt(2)*torch.cos(levels.float()[..., None]*self.freqs + self.phases)
 
 class Sinusoid(nn.Module):
-    "The transformer's sinusoid, `[cos, sin]`, for integer levels 0..999."
+    "Features '*b d' of integer timesteps 0..999: cosines, then sines, of `timestep * 10000**(-2i/d)`, i < d/2."
     def __init__(self, dim: int = 256):   # number of features, even
         super().__init__()
         self.dim = dim
@@ -51,7 +51,7 @@ class Sinusoid(nn.Module):
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c018
 class _MLP(nn.Module):
-    "Linear, SiLU, Linear under the checkpoint's names."
+    "Linear, SiLU, Linear, under the checkpoint's names."
     def __init__(self, i, o):
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(i, o), nn.Linear(o, o)
@@ -59,49 +59,52 @@ class _MLP(nn.Module):
     def forward(self, x): return self.linear_2(F.silu(self.linear_1(x)))
 
 class NoiseEmbedding(nn.Module):
-    "One vector per frame that says how noisy that frame is."
+    "Embedding of the noise level of each frame, 'b t e': `Fourier` or `Sinusoid` features, then two linear layers."
     def __init__(self, emb: int,              # width e of the embedding
-                 fourier: bool = True):       # Fourier for continuous levels, else Sinusoid for integer ones
+                 fourier: bool = True):       # True: float levels (`Fourier`); False: integer timesteps (`Sinusoid`)
         super().__init__()
         self.timesteps = Fourier() if fourier else Sinusoid()
         self.embedding = _MLP(256, emb)
 
-    def forward(self, levels: Float[Tensor, 'b t']) -> Float[Tensor, 'b t e']: return self.embedding(self.timesteps(levels))
+    def forward(self, levels: Float[Tensor, 'b t']) -> Float[Tensor, 'b t e']:
+        return self.embedding(self.timesteps(levels))
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c026
 def rope_pairs(dim: int, axes: int = 3) -> tuple:   # head width d, even
-    "How many of the `d/2` rotating pairs belong to each axis: time, row and column."
+    "How many of the `d/2` rotating pairs belong to each axis: time, row, column. `ValueError` if they do not divide."
     p, left = divmod(dim//2, axes)
-    expect(dim % 2 == 0 and (axes == 3 or not left), 'rope', f'an even head width (d) whose pairs divide by {axes} axes' if axes != 3 else
-           'an even head width (d)', dim, 'choose heads so that channels/heads fits')
+    multiple = 2 if axes == 3 else 2*axes
+    what = 'an even head width (d)' + f' whose pairs divide by {axes} axes'*(axes != 3)
+    expect(dim % multiple == 0, 'rope', what, dim, f'change heads so that channels/heads is a multiple of {multiple}')
     return (p + (left == 1), p + (left == 2), p + (left == 2)) if axes == 3 else (p,)*axes
 
 def rope_table(dim: int, *grid: int,    # head width d; sizes of the axes: t h w, or h w, or t
                device=None, theta: float = 10000.,
-               pace: float = 1.         # step of the first axis; below 1 a longer window is squeezed into the times of a shorter one
+               pace: float = 1.         # step of the first axis; .5 gives 2n frames the range of n
                ) -> Complex[Tensor, 'n p']:
-    "Unit complex numbers `exp(i angle)` for the tokens of a grid, flattened in its order; `p = dim/2`."
+    "Unit complex numbers `exp(i angle)`, 'n p': one row per token of the grid, in its order, and `p = dim/2` pairs."
     def axis(size, pairs, step):
         steps, rates = (torch.arange(n, device=device, dtype=torch.float32) for n in (size, pairs))
         angle = step*steps[:, None]*theta**(-rates/pairs)
         return torch.polar(torch.ones_like(angle), angle)
-    axes = [axis(size, pairs, 1. if i else pace) for i, (size, pairs) in enumerate(zip(grid, rope_pairs(dim, len(grid))))]
+    pairs = rope_pairs(dim, len(grid))
+    axes = [axis(size, n, 1. if i else pace) for i, (size, n) in enumerate(zip(grid, pairs))]
     spread = [a.view(*[1]*i, len(a), *[1]*(len(grid) - 1 - i), -1).expand(*grid, -1) for i, a in enumerate(axes)]
     return torch.cat(spread, -1).flatten(0, -2)
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c027
 def rotate(x: Float[Tensor, '*b n d'], table: Complex[Tensor, 'n p']) -> Float[Tensor, '*b n d']:
-    "Turn consecutive pairs `(x0, x1)` by the table's angles: one complex product, in float32."
+    "`x` with its consecutive pairs `(x0, x1)` rotated by the table's angles: one complex product, in float32."
     z = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))*table
     return torch.view_as_real(z).flatten(-2).to(x.dtype)
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c0b1
 def rms_norm(x: Float[Tensor, '*b d'], weight: Float[Tensor, 'd'], eps: float) -> Float[Tensor, '*b d']:
-    "`x / sqrt(mean(x^2) + eps) * weight` over the last axis. The plain way."
+    "`x / sqrt(mean(x^2) + eps) * weight` over the last axis. Plain version."
     return F.rms_norm(x, weight.shape, weight, eps)
 
 class _RMSNorm(torch.autograd.Function):
-    "`rms_norm` in three passes over `x`, its gradient in closed form."
+    "`rms_norm` in three passes over `x`, with its gradient in closed form."
     generate_vmap_rule = True
     @staticmethod
     def forward(x, weight, eps):
@@ -117,12 +120,12 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, g, _):
         (x, weight, r), d = ctx.saved_tensors, g.shape[-1]
         gx = g*x
-        along = (gx @ weight)[..., None]                                      # how much of the gradient points along x
+        along = (gx @ weight)[..., None]                                      # component of g*weight along x
         of_x = torch.addcmul(g*weight*r, x, along*r**3, value=-1/d)
         return of_x, gx.reshape(-1, d).T @ r.reshape(-1), None
 
 def closed_rms_norm(x: Float[Tensor, '*b d'], weight: Float[Tensor, 'd'], eps: float) -> Float[Tensor, '*b d']:
-    "The same as `rms_norm`, in fewer passes over memory; gradients once, not gradients of gradients."
+    "`rms_norm` in fewer passes over memory. Can be differentiated once, not twice."
     return _RMSNorm.apply(x, weight, eps)[0]
 
 def pick_rms_norm(x: Tensor) -> Callable:
@@ -133,36 +136,38 @@ def pick_rms_norm(x: Tensor) -> Callable:
 # %% ../../nbs/denoiser/00_layers.ipynb #20c0b3
 def group_norm(x: Float[Tensor, 'f c h w'], groups: int, weight: Float[Tensor, 'c'], bias: Float[Tensor, 'c'],
                eps: float) -> Float[Tensor, 'f c h w']:
-    "Mean 0 and deviation 1 over each group of channels of a frame, then weight and bias per channel. The plain way."
+    "Mean 0 and deviation 1 over each group of channels of a frame, then weight and bias per channel. Plain version."
     return F.group_norm(x, groups, weight, bias, eps)
 
 def dense_group_norm(x: Float[Tensor, 'f c h w'], groups: int, weight: Float[Tensor, 'c'], bias: Float[Tensor, 'c'],
                      eps: float) -> Float[Tensor, 'f c h w']:
-    "The same on a copy that holds each channel as one dense block; the result has the channels of a pixel side by side again."
+    "`group_norm` of a copy that holds each channel as one dense block; the result is `channels_last` again."
     return F.group_norm(x.contiguous(), groups, weight, bias, eps).contiguous(memory_format=torch.channels_last)
 
 def pick_group_norm(x: Float[Tensor, 'f c h w']) -> Callable:
-    "`dense_group_norm` for bfloat16 maps on a CPU that are small enough, with the channels side by side; else `group_norm`."
-    if x.device.type != 'cpu' or x.dtype != torch.bfloat16 or x.is_contiguous() or torch.compiler.is_compiling(): return group_norm
+    "`dense_group_norm` for small `channels_last` maps in bfloat16 on a CPU, else `group_norm`."
+    if x.device.type != 'cpu' or x.dtype != torch.bfloat16 or x.is_contiguous() or torch.compiler.is_compiling():
+        return group_norm
     c, positions = x.shape[1], x.shape[2]*x.shape[3]
     small = c*positions <= 2**18 if torch.is_grad_enabled() else positions < 1024
     return dense_group_norm if small else group_norm
 
 class GroupNorm(nn.GroupNorm):
-    "Group normalisation '(f c h w)', by the faster of the two functions on this device."
+    "Group normalisation of maps 'f c h w', by the function that `pick_group_norm` returns."
     def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c h w']:
         if torch.is_grad_enabled() and self.weight.requires_grad and not x.requires_grad:
-            x = x.detach().requires_grad_()      # torch 2.13 crashes in the backward pass of a channels-last x without gradient
+            x = x.detach().requires_grad_()      # torch 2.13: backward crashes for channels_last x without gradient
         return pick_group_norm(x)(x, self.num_groups, self.weight, self.bias, self.eps)
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c0b5
-def attention(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'], v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
-    "`softmax(q k^T / sqrt(d)) v` for each head. The plain way."
+def attention(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'],
+              v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
+    "`softmax(q k^T / sqrt(d)) v` for each head. Plain version."
     return F.scaled_dot_product_attention(q, k, v)
 
 def attention_in_products(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'],
                           v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
-    "The same as two batched matrix products; the n x m weights are kept for the backward pass."
+    "`attention` as two batched matrix products; the n x m weights are kept for the backward pass."
     heads = q.shape[1]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     weights = torch.bmm(q*q.shape[-1]**-.5, k.mT).softmax(-1)
@@ -170,21 +175,21 @@ def attention_in_products(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d
 
 def attention_in_float32(q: Float[Tensor, 'b k n d'], k: Float[Tensor, 'b k m d'],
                          v: Float[Tensor, 'b k m d']) -> Float[Tensor, 'b k n d']:
-    "The same by PyTorch's float32 kernel, rounded to the type of `v`."
+    "`attention` by PyTorch's float32 kernel, rounded to the type of `v`."
     with torch.autocast(q.device.type, enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
 
 PRODUCTS_UP_TO = 1024     # tokens for which the n x n weights are held in memory
 
 def pick_attention(q: Float[Tensor, 'b k n d']) -> Callable:
-    "What is fastest for bfloat16 queries on this CPU; on accelerators and in other types always `attention`."
+    "The fastest attention function for bfloat16 queries on this CPU; `attention` elsewhere and for other types."
     if q.device.type != 'cpu' or q.dtype != torch.bfloat16 or torch.compiler.is_compiling(): return attention
     if not half_is_fast(): return attention_in_float32
     return attention_in_products if q.requires_grad and q.shape[-2] <= PRODUCTS_UP_TO else attention
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c033
 class RMSNorm(nn.Module):
-    "`x / sqrt(mean(x^2) + eps) * weight` over the last axis, in float32."
+    "`x / sqrt(mean(x^2) + eps) * weight` over the last axis, computed in float32; keeps shape and type."
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
@@ -194,7 +199,7 @@ class RMSNorm(nn.Module):
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c050
 class _Through(torch.autograd.Function):
-    "A convolution of stride 1 that keeps its weight and nothing else."
+    "Convolution of stride 1 whose backward pass keeps the weight only; gives a gradient to its input only."
     generate_vmap_rule = True
     @staticmethod
     def forward(x, weight, bias, padding): return F.conv2d(x, weight, bias, padding=padding)
@@ -203,18 +208,21 @@ class _Through(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
         ctx.padding = inputs[3]
     @staticmethod
-    def backward(ctx, g): return F.conv_transpose2d(g, ctx.saved_tensors[0].to(g.dtype), padding=ctx.padding), None, None, None
+    def backward(ctx, g):
+        weight, = ctx.saved_tensors
+        return F.conv_transpose2d(g, weight.to(g.dtype), padding=ctx.padding), None, None, None
 
 class Conv(nn.Conv2d):
-    "A 3x3 convolution which, when frozen, does not keep its input for the backward pass."
+    "3x3 convolution, 'f c h w' -> 'f c2 h w'. If it is frozen, its input is not kept for the backward pass."
     def __init__(self, c: int, c_next: int): super().__init__(c, c_next, 3, padding=1)
     def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h w']:
         trains = any(p.requires_grad for p in self.parameters())
-        return super().forward(x) if trains or not x.requires_grad else _Through.apply(x, self.weight, self.bias, self.padding)
+        if trains or not x.requires_grad: return super().forward(x)
+        return _Through.apply(x, self.weight, self.bias, self.padding)
 
 # %% ../../nbs/denoiser/00_layers.ipynb #20c066
 class ResBlock(nn.Module):
-    "Residual block: two 3x3 convolutions, with scale and shift from the embedding between them. Returns 'f c h w', f = (b t) frames."
+    "Residual block: two 3x3 convolutions, scale and shift from the embedding between them: 'f c h w', f = (b t)."
     def __init__(self, c: int,      # channels, a multiple of 32 (GroupNorm)
                  emb: int):         # width of the embedding
         super().__init__()
@@ -247,16 +255,16 @@ class AdaNorm(nn.Module):
 def attend(qkv: Float[Tensor, 'b n c3'],                    # queries, keys and values side by side, each '(heads d)'
            heads: int, q_norm: nn.Module, k_norm: nn.Module,
            rope: Complex[Tensor, 'n p'] | None) -> Float[Tensor, 'b n c']:
-    "Self-attention of n tokens, 'b n c': queries and keys are normed, then rotated by their positions."
+    "Self-attention of n tokens, 'b n c': queries and keys are normalised, then rotated by their positions."
     q, k, v = rearrange(qkv, 'b n (three k d) -> three b k n d', three=3, k=heads)
     kernel = pick_attention(q)
-    if kernel is attention_in_float32: q, k = q.float(), k.float()   # norm and rotation use float32 too: nothing is rounded in between
+    if kernel is attention_in_float32: q, k = q.float(), k.float()   # as norm and rotation: nothing is rounded between
     q, k = q_norm(q), k_norm(k)
     if rope is not None: q, k = rotate(q, rope), rotate(k, rope)
     return rearrange(kernel(q, k, v.contiguous()), 'b k n d -> b n (k d)')
 
 class TransformerBlock(nn.Module):
-    "Attention over all tokens of all frames and an MLP, in parallel, from one fused projection. Returns 'b t m c', m = (h w)."
+    "Attention over all tokens of all frames, in parallel with an MLP, from one projection: 'b t m c', m = (h w)."
     def __init__(self, c: int,                # token width
                  heads: int,                  # divides c; c/heads is even
                  emb: int,                    # width of the embedding
@@ -336,11 +344,11 @@ class Upsample(nn.Module):
         self.conv = Conv(c, c_next)
 
     def forward(self, x: Float[Tensor, 'f c h w']) -> Float[Tensor, 'f c2 h2 w2']:
-        y = self.conv(x).movedim(1, -1)                                          # f h w c: channels stay side by side
+        y = self.conv(x).movedim(1, -1)           # f h w c: channels stay side by side in memory
         return y[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 class Patch(nn.Module):
-    "Patches of `p` x `p` pixels, each projected to `width` channels (a convolution with stride p): 'f c h w' -> 'f d h/p w/p'."
+    "Patches of `p` x `p` pixels, each projected to `width` channels: 'f c h w' -> 'f d h/p w/p'."
     def __init__(self, c: int, width: int, p: int):
         super().__init__()
         self.proj = nn.Conv2d(c, width, p, stride=p)

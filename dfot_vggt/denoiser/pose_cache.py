@@ -26,7 +26,7 @@ from .uvit import Level, TapPoints, UViT3DPose
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0012
 def turned(weight: Float[Tensor, 'm r'],                 # r = (j k p): sine and cosine (k) of j angles at p pixels
-           turn: Float[Tensor, 'b t j k p o'] | None     # per frame: share of the cell's sine and cosine (o) in pixel p; None: no turn
+           turn: Float[Tensor, 'b t j k p o'] | None     # share of the cell's sine and cosine (o) in pixel p
            ) -> Float[Tensor, 'm r'] | Float[Tensor, 'b t m r2']:     # r2 = (o j)
     "Weights for the sines and cosines of a cell's centre, made from weights for those of all its pixels."
     if turn is None: return weight
@@ -45,13 +45,13 @@ def made_once(owner: nn.Module, make: Callable[[], Tensor], *weights: Tensor) ->
     "Result of `make()`, kept with its owner as long as the weights are frozen and unchanged; one result per owner."
     if torch.compiler.is_compiling(): return make()                      # nothing is kept in a compiled graph
     if any(w.requires_grad or w.is_inference() for w in weights):
-        _MADE.pop(owner, None)                                           # a fused optimizer changes weights without a new version
+        _MADE.pop(owner, None)                                           # a fused optimizer changes no version
         return make()
     state = [(w.device, w.data_ptr(), w._version, w.shape, w.dtype) for w in weights]
     kept = _MADE.get(owner)
     if kept is None or kept[0] != state:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
-            kept = _MADE[owner] = state, [w.detach() for w in weights], make()     # the weights too: their memory stays taken
+            kept = _MADE[owner] = state, [w.detach() for w in weights], make()     # weights: memory stays taken
     return kept[2]
 
 def fold(block: nn.Module, P: Float[Tensor, 'e r']) -> Float[Tensor, 'm r']:
@@ -65,10 +65,10 @@ def pose_map(weight: Float[Tensor, 'm r'] | Float[Tensor, 'b t m r'],
 
 def pose_maps(blocks: list,                              # blocks of one level
               P: Float[Tensor, 'e r'],                   # weight of the patch convolution of the condition
-              cells: Float[Tensor, 'b t r2 h w'],        # rays in patches, pooled to this level; or sines and cosines of its cells
+              cells: Float[Tensor, 'b t r2 h w'],        # pooled ray patches; or sines, cosines of cells
               turn: Float[Tensor, 'b t j k p o'] | None = None    # for sines and cosines: see `turned`
               ) -> list:
-    "Per block a function `f() -> 'b t (h w) m'`: `emb_layer(proj(rays))` without biases, in the cheaper order of the two products."
+    "Per block a function `f() -> 'b t (h w) m'`: `emb_layer(proj(rays))` without biases, in the cheaper order."
     (e, r), (b, t, k, h, w) = P.shape, cells.shape
     m, n = sum(len(layer.weight) for block in blocks for layer in block.emb_layers), b*t*h*w
     trains = P.requires_grad or any(layer.weight.requires_grad for block in blocks for layer in block.emb_layers)
@@ -81,7 +81,7 @@ def pose_maps(blocks: list,                              # blocks of one level
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0017
 def modulation(block: nn.Module,
-               noise: Float[Tensor, 'b t e'],                   # embedding of what is constant over a frame; b = (clips branches)
+               noise: Float[Tensor, 'b t e'],                   # of what is constant over a frame; b = (clips branches)
                pose: Float[Tensor, 'clips t n m'],              # a map of `pose_maps`
                keep: Bool[Tensor, 'b'] | None = None            # rows whose cameras are used; None: all
                ) -> Float[Tensor, 'b t n m']:
@@ -91,7 +91,8 @@ def modulation(block: nn.Module,
     mod = vec + pose if keep is None else torch.addcmul(vec, pose, keep.view(*vec.shape[:2], 1, 1, 1).to(pose.dtype))
     return mod.flatten(0, 1)
 
-def modulation_(block: nn.Module, noise: Float[Tensor, 'b t e'], pose: Float[Tensor, 'b t n m']) -> Float[Tensor, 'b t n m']:
+def modulation_(block: nn.Module, noise: Float[Tensor, 'b t e'],
+                pose: Float[Tensor, 'b t n m']) -> Float[Tensor, 'b t n m']:
     "`modulation` written into the memory of `pose`."
     return pose.add_(frame_modulation(block, noise))
 
@@ -108,19 +109,19 @@ def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first 
               patch: int,                      # rays per side of a patch
               freqs: int                       # octaves
               ) -> tuple[Float[Tensor, 'b t r h w'], Float[Tensor, 'b t j k p o']]:
-    "Sines and cosines (o) of j angles at the centres of the cells, 'b t (o j) h w'; and the share of each in pixel p, cell-averaged."
+    "Sines and cosines (o) of j angles at the cells' centres, 'b t (o j) h w'; and their shares in pixel p of a cell."
     c, of = Cams(cams), dict(device=cams.device, dtype=torch.float64)
     fx, fy, cx, cy = c.intr.double()[..., None].unbind(-2)                                # b t 1
     R = c.R.double()
-    turns = 2.**torch.arange(-1, freqs - 1, **of)                                         # of octave f per unit of direction
-    right, down, ahead = R[..., 0, :]/fx, R[..., 1, :]/fy, R[..., 2, :]                   # b t 3: slopes of the direction
+    turns = 2.**torch.arange(-1, freqs - 1, **of)                                    # of octave f per unit of direction
+    right, down, ahead = R[..., 0, :]/fx, R[..., 1, :]/fy, R[..., 2, :]                 # b t 3: slopes of the direction
     centre = (torch.arange(grid, **of) + .5)/grid
     row = right[..., None]*(centre - cx)[..., None, :]                                    # b t 3 w
     column = down[..., None]*(centre - cy)[..., None, :] + ahead[..., None]               # b t 3 h
     angle = ((column[..., None] + row[..., None, :])[:, :, :, None]*turns[:, None, None]).flatten(2, 3)
     angle = (2*math.pi*(angle - angle.round())).float()                                   # b t j h w
     q = pixels//grid
-    off = (torch.arange(q, **of) + .5 - q/2)/pixels                                       # of a pixel from the centre of its cell
+    off = (torch.arange(q, **of) + .5 - q/2)/pixels                             # of a pixel from the centre of its cell
     def turn(slope):                                                                      # along one axis: b t j p
         phase = 2*math.pi*(slope[..., None]*turns).flatten(2)[..., None]*off
         return torch.polar(torch.ones_like(phase), phase).unflatten(-1, (-1, patch)).mean(-2)
@@ -129,9 +130,9 @@ def ray_waves(cams: Float[Tensor, 'b t 16'],   # relative to the window's first 
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0035
 class PoseCond:
-    "Cameras of a window, prepared once: a vector per frame, what the cells of each level read, and perhaps the map of each block."
+    "Cameras of a window, prepared once: a vector per frame, the input of all cells, perhaps the maps of all blocks."
     def __init__(self, frame: Tensor,        # 'b t e', added to the noise embedding
-                 cells: list,                # per level ('b t r h w', turn of the weights or None): what `pose_maps` reads
+                 cells: list,                # per level ('b t r h w', turn of the weights or None)
                  weight: Tensor,             # 'e r', reads the cells
                  maps: dict | None = None,   # {section: [per block 'b t n m']}; None: made on demand, nothing is kept
                  folded: dict | None = None, # {section: [per block weights 'b t m r']} of sections without maps
@@ -144,7 +145,8 @@ class PoseCond:
         "`f` applied to every tensor; their first axes are b t."
         def over(kept): return kept if kept is None else {k: [f(m) for m in v] for k, v in kept.items()}
         cells = [(f(x), None if turn is None else f(turn)) for x, turn in self.cells]
-        return PoseCond(f(self.frame), cells, self.weight, over(self.maps), over(self.folded), self.owner, self.branches)
+        maps, folded = over(self.maps), over(self.folded)
+        return PoseCond(f(self.frame), cells, self.weight, maps, folded, self.owner, self.branches)
 
     def frames(self, which) -> 'PoseCond':
         "The frames `which` (slice or list) of all rows; a slice copies nothing."
@@ -162,14 +164,15 @@ class PoseCond:
 
     def prepare(self, sections: dict,        # {name: (level number, `Level`)}
                 owner: nn.Module,
-                budget: float = .5           # GB of maps to keep, coarse levels first; of the others only folded weights
+                budget: float = .5           # GB of maps, coarse levels first; else folded weights
                 ) -> 'PoseCond':
-        "The same with all maps (or folded weights) of the sections computed: they do not change while a window is denoised."
+        "The same with all maps (or folded weights) of the sections computed; they are constant for a window."
         maps, folded, left = {}, {}, budget*1e9
         for name, (i, level) in sorted(sections.items(), key=lambda s: -s[1][0]):
             (x, turn), blocks = self.cells[i], level.blocks
             left -= 4*x[:, :, 0].numel()*sum(len(emb_weight(block)) for block in blocks)
-            if turn is None or left >= 0: maps[name] = [m() for m in pose_maps(blocks, self.weight, x, turn)] if blocks else []
+            if turn is None or left >= 0:
+                maps[name] = [m() for m in pose_maps(blocks, self.weight, x, turn)] if blocks else []
             else: folded[name] = [turned(fold(block, self.weight), turn) for block in blocks]
         return PoseCond(self.frame, self.cells, self.weight, maps, folded, owner)
 
@@ -181,7 +184,7 @@ class PoseCond:
                     noise: Float[Tensor, 'b t e'],
                     keep: Bool[Tensor, 'b'] | None = None               # rows whose cameras are used; None: all
                     ) -> list:
-        "Per block a function that makes its `modulation`. A row without cameras gets no part of the map, not even a bias."
+        "Per block a function that makes its `modulation`; a row without cameras gets no part of the map."
         frame = self.frame.repeat_interleave(self.branches, 0) if self.branches > 1 else self.frame
         if keep is not None: frame = torch.where(keep[:, None, None], frame, 0)
         x, turn = next(c for c in self.cells if c[0].shape[-1] == size)
@@ -190,10 +193,11 @@ class PoseCond:
             maps = pose_maps(blocks, self.weight, x, turn) if blocks else []
         elif section in self.maps: maps = [lambda m=m: m for m in self.maps[section]]
         else: maps = [lambda w=w: pose_map(w, x) for w in self.folded[section]]
-        reused = self.maps is not None and section in self.maps          # a map of the window is read again in the next step
+        reused = self.maps is not None and section in self.maps          # read again in the next step
         def of(block, m):
             pose = m()
-            if reused or keep is not None or len(noise) != len(pose): return modulation(block, noise + frame, pose, keep)
+            if reused or keep is not None or len(noise) != len(pose):
+                return modulation(block, noise + frame, pose, keep)
             return modulation_(block, noise + frame, pose)
         return [lambda block=block, m=m: of(block, m) for block, m in zip(blocks, maps)]
 
@@ -230,7 +234,7 @@ class ModulatedTransformerBlock(TransformerBlock):
         return add_(mlp_rest(self, hidden), add_(self.attn_out(attended).view_as(x), x))
 
 class ModulatedAxialBlock(AxialTransformerBlock):
-    "An `AxialTransformerBlock` that gets 1 + scale and shift of its first attention, then of its second. Returns 'b t m c'."
+    "An `AxialTransformerBlock` that gets the modulations of its two attentions, side by side. Returns 'b t m c'."
     def forward(self, x: Float[Tensor, 'b t m c'], mod: Float[Tensor, 'b t m c4'], rope) -> Float[Tensor, 'b t m c']:
         (space, time), (first, second), other = rope or (None, None), mod.chunk(2, -1), self.another_attn
         y = modulate_(self.norm.norm(x), first, -1)
@@ -245,7 +249,8 @@ class ModulatedAxialBlock(AxialTransformerBlock):
 def mlp_rest(block: TransformerBlock, hidden: Float[Tensor, '*b c4']) -> Float[Tensor, '*b c']:
     "The MLP of a block after its first layer; without gradients the memory of the hidden layer is used again."
     _, drop, out = block.mlp_out
-    return out(drop(F.silu(hidden, inplace=not torch.is_grad_enabled())))      # not `silu_`: strided rows would give other bits
+    inplace = not torch.is_grad_enabled()                # not `silu_`: strided rows would give other bits
+    return out(drop(F.silu(hidden, inplace=inplace)))
 
 def run_modulated(block: nn.Module, make_mod: Callable,         # () -> modulation 'b t (h w) m'
                   h: Float[Tensor, 'f c h w'], rope, t: int) -> Float[Tensor, 'f c h w']:
@@ -274,17 +279,17 @@ def fill_frames(maps: Float[Tensor, 'b t d h w'],           # zero at the target
     return whole.flatten(0, 1)
 
 class CachedUViT3DPose(UViT3DPose):
-    "`UViT3DPose` with the same parameters and outputs, faster: reads a `PoseCond`, and can leave out frames whose v is not needed."
+    "`UViT3DPose` with equal parameters and outputs, faster: reads a `PoseCond`, may compute v of target frames only."
     block_types = dict(R=ModulatedResBlock, T=ModulatedTransformerBlock, A=ModulatedAxialBlock)
 
     def forward(self, x: Float[Tensor, 'b t c h w'],              # noisy frames, normalised
-                noise_levels: Float[Tensor, 'b t'],               # .125*logSNR of each frame (continuous), or integer timesteps
-                cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'] | PoseCond,   # cameras; their rays; or `pose_cond` of them
-                cond_mask: Bool[Tensor, 'b'] | None = None,       # True: hide the cameras of this clip; None: drawn in training, else none
+                noise_levels: Float[Tensor, 'b t'],               # .125*logSNR (continuous), or integer timesteps
+                cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'] | PoseCond,   # or prepared
+                cond_mask: Bool[Tensor, 'b'] | None = None,    # True: hide this clip's cameras; None: see `cond_hidden`
                 control: dict | None = None,                      # {tap: tensor to add, or callable h -> h}
                 taps=(),                                          # names of activations to return
-                target: slice | None = None,                      # frames (t) whose v is needed; None: all. Without control and taps
-                context_maps: Float[Tensor, 'b t d h3 w3'] | None = None):    # of the other frames, see the method `context_maps`
+                target: slice | None = None,                      # frames whose v is needed; without control and taps
+                context_maps: Float[Tensor, 'b t d h3 w3'] | None = None):    # method `context_maps`
         "v 'b t c h w' (t: the target frames); with `taps` also {name: activation '(b t) c h w'}."
         self._check(x, noise_levels, cond, control, taps)
         self._check_target(target, context_maps, control, taps)
@@ -325,7 +330,7 @@ def pose_cells(self: CachedUViT3DPose, cond: Float[Tensor, 'b t 16'] | Float[Ten
     if cond.ndim == 3:
         cams, of_origin = normalise_by_first(cond), 6*c.freqs
         cells = [ray_waves(cams, c.grid(i), c.cond_size, c.cond_patch, c.freqs) for i in range(c.levels)]
-        origin = octaves(Cams(cams).centre, c.freqs).repeat_interleave(c.cond_patch**2, -1)     # the same at each pixel of a patch
+        origin = octaves(Cams(cams).centre, c.freqs).repeat_interleave(c.cond_patch**2, -1)
         frame = F.linear(origin, proj.weight[:, :of_origin].flatten(1), proj.bias)
         def of_rays(): return rearrange(proj.weight[:, of_origin:], 'e (k j) p q -> e (j k p q)', k=2)
         return PoseCond(frame, cells, made_once(proj, of_rays, proj.weight))
@@ -347,10 +352,10 @@ def frame_inputs(self: CachedUViT3DPose, noise_levels: Float[Tensor, 'b t'], con
     return FrameInputs(self.noise_level_pos_embedding(noise_levels), pose, None if hidden is None else ~hidden)
 
 @patch
-def run_modulated_level(self: CachedUViT3DPose, level: Level, name: str, i: int,    # a level of this model, or a copy; its tap and number
+def run_modulated_level(self: CachedUViT3DPose, level: Level, name: str, i: int,    # level or copy; its tap, its number
                         h: Float[Tensor, 'f c h w'], noise: Float[Tensor, 'b t e'], pose: PoseCond, keep=None,
                         at: TapPoints | None = None,
-                        recompute: bool | None = None                               # gradient checkpointing; None: as in the config
+                        recompute: bool | None = None                            # checkpointing; None: as in the config
                         ) -> Float[Tensor, 'f c h w']:
     "Activation '(b t) c h w' after the blocks of a level; the taps are those of `UViT3DPose.run_level`."
     c, t, at = self.cfg, noise.shape[1], at or TapPoints(None)
@@ -358,13 +363,15 @@ def run_modulated_level(self: CachedUViT3DPose, level: Level, name: str, i: int,
     h, rope = self.positions(i, h, t)
     mods = pose.modulations(name, level.blocks, h.shape[-1], noise, keep)
     for j, (block, make_mod) in enumerate(zip(level.blocks, mods)):
-        if recompute and torch.is_grad_enabled(): h = checkpoint(run_modulated, block, make_mod, h, rope, t, use_reentrant=False)
+        if recompute and torch.is_grad_enabled():
+            h = checkpoint(run_modulated, block, make_mod, h, rope, t, use_reentrant=False)
         else: h = run_modulated(block, make_mod, h, rope, t)
         h = at(f'{name}.{j}', h)
     return at(name, h)
 
 @patch
-def run_down(self: CachedUViT3DPose, h: Float[Tensor, 'f c h w'], levels: range, inputs: FrameInputs, at: TapPoints) -> tuple:
+def run_down(self: CachedUViT3DPose, h: Float[Tensor, 'f c h w'], levels: range, inputs: FrameInputs,
+             at: TapPoints) -> tuple:
     "(h, skips) after some levels of the way down; skips: per level (skip, its pooled image)."
     skips = []
     for i in levels:
@@ -378,11 +385,12 @@ def run_down(self: CachedUViT3DPose, h: Float[Tensor, 'f c h w'], levels: range,
 def context_maps(self: CachedUViT3DPose, x: Float[Tensor, 'b t c h w'], noise_levels: Float[Tensor, 'b t'], cond,
                  cond_mask: Bool[Tensor, 'b'] | None,              # all as for a call of the model
                  target: slice) -> Float[Tensor, 'b t d h3 w3']:
-    "Maps of all frames but the target ones at the first level with attention (zero at the target frames); constant while these frames are."
+    "Maps of the other frames at the first level with attention, zero at target frames; constant if they are."
     b, t = x.shape[:2]
     others = [i for i in range(t) if i not in range(t)[target]]
     inputs = self.frame_inputs(noise_levels, cond, cond_mask).frames(others)
-    h, _ = self.run_down(self.embed_input(x[:, others].flatten(0, 1)), range(self.separate_levels), inputs, TapPoints(None))
+    h = self.embed_input(x[:, others].flatten(0, 1))
+    h, _ = self.run_down(h, range(self.separate_levels), inputs, TapPoints(None))
     maps = h.new_zeros(b, t, *h.shape[1:])
     maps[:, others] = h.unflatten(0, (b, -1))
     return maps
@@ -400,12 +408,12 @@ def _check_cond(self: CachedUViT3DPose, cond, b: int, t: int):
 def _check_target(self: CachedUViT3DPose, target, context_maps, control, taps):
     "Raises ValueError if `target` or `context_maps` is combined with what needs all frames."
     alone = target is None and context_maps is None or target is not None and not control and not taps
-    expect(alone, 'UViT3DPose: target', 'some frames (t) without control and taps, or all', (target, sorted({*(control or {}), *taps})),
-           'leave target and context_maps out')
+    expect(alone, 'UViT3DPose: target', 'some frames (t) without control and taps, or all',
+           (target, sorted({*(control or {}), *taps})), 'leave target and context_maps out')
 
 # %% ../../nbs/denoiser/02_pose_cache.ipynb #pc0069
 class TargetFrames:
-    "Calls a `CachedUViT3DPose` for the target frames of one window; maps of clean context frames are computed once and kept."
+    "Calls a `CachedUViT3DPose` for the target frames of a window; maps of clean context frames are computed once."
     def __init__(self, model: CachedUViT3DPose, target: Bool[Tensor, 't']):      # frames that are a target in any clip
         numbers = target.nonzero().flatten().tolist()
         self.model, self.target = model, slice(numbers[0], numbers[-1] + 1)

@@ -125,9 +125,9 @@ def _gaps(observed, window):
 def _context_frames(at, n):
     "Numbers of the context frames of a video of `n` frames, as a set; `ValueError` if no rollout can start from them."
     at = list(range(at) if isinstance(at, int) else at)
-    outside = sorted({*at} - {*range(n)})
-    expect(not outside, 'at', f'frame numbers from 0 to {n - 1}', outside,
-           f'count frames from 0, and pass cameras of at least {max(at, default=0) + 1} frames')
+    outside, length = sorted({*at} - {*range(n)}), max(at, default=0) + 1
+    more = f'pass cameras of at least {length} frames' if length > n else f'count from 0: the last frame is {n - 1}'
+    expect(not outside, 'at', f'frame numbers from 0 to {n - 1}', outside, more)
     first, turned = min(at, default=0), [n - 1 - i for i in reversed(at)]
     if n - 1 in at:
         way_out = ('reverse the order of frames and cameras: pass frames.flip(1), cams.flip(1), '

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['frame_noise', 'cams_cond', 'BranchCond', 'Guided', 'ReconstructionGuided', 'guided', 'denoising_steps', 'ddim_update',
-           'ddpm_update', 'Denoised', 'steps_left', 'timestep_path', 'check_window', 'sample_window']
+           'ddpm_update', 'Denoised', 'sample_window']
 
 # %% ../../nbs/denoiser/06_sampling.ipynb #25c028
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from .tasks import TARGET, PAD
 # %% ../../nbs/denoiser/06_sampling.ipynb #25c011
 def scheduling_matrix(steps: int,      # denoising steps S of one frame
                       frames: int,     # of the window (t)
-                      lag: int = 0     # steps that a frame waits for the one before: 0 all together, `steps` one after the other
+                      lag: int = 0     # steps that a frame waits for the one before it
                      ) -> Int[Tensor, 'm t']:
     "Denoising steps left for each frame, before every step m and after the last: 'm t', integers from `steps` to 0."
     m, t = torch.arange(steps + lag*(frames - 1) + 1)[:, None], torch.arange(frames)
@@ -53,18 +54,20 @@ def interleave(branches: list,   # per branch a tensor '(b t) ...' to add, or a 
         return interleave([f(h[:, j].flatten(0, 1)) for j, f in enumerate(branches)], b)
     return all_branches
 
-def branch_control(control,                        # None, {tap: tensor or callable} for b clips, or fn(x, levels, cond_mask) -> such a dict
+def branch_control(control,                        # None, a dict for b clips, or fn(x, levels, cond_mask) -> dict
                    x: Float[Tensor, 'bn t c h w'], levels: Float[Tensor, 'bn t'],
                    cond_mask: Bool[Tensor, 'bn'] | None,    # True: rows whose cameras are hidden
                    n: int                          # branches
                   ) -> dict | None:
-    "Control {tap: tensor or callable} of all branches. A function `control` is called per branch, with the rows of b clips."
-    def of(j): return control(x[j::n], levels[j::n], None if cond_mask is None else cond_mask[j::n]) if callable(control) else control
+    "Control {tap: tensor or callable h -> h} of all branches; a function is called per branch, with rows of b clips."
+    def of(j):
+        if not callable(control): return control
+        return control(x[j::n], levels[j::n], None if cond_mask is None else cond_mask[j::n])
     each = [of(j) for j in range(n)]
     return None if each[0] is None else {tap: interleave([c[tap] for c in each], len(x)//n) for tap in each[0]}
 
 # %% ../../nbs/denoiser/06_sampling.ipynb #25c060
-def cams_cond(model,                          # its `pose_cond` is used; a network without one reads the cameras themselves
+def cams_cond(model,                          # its `pose_cond` is used, else the cameras themselves
               cams: Float[Tensor, 'b t 16']   # of the whole window
               ) -> Callable:
     "fn(rows, valid) -> condition of the clips `rows`; cameras that are not valid are interpolated between valid ones."
@@ -75,7 +78,7 @@ def cams_cond(model,                          # its `pose_cond` is used; a netwo
     return cond
 
 class BranchCond:
-    "Condition of all rows of a guided batch; equal rows are made once, and the result is kept until other cameras are valid."
+    "Condition of all rows of a guided batch; equal rows are made once and kept until other cameras are valid."
     def __init__(self, cond,                  # condition of all clips, or a function as of `cams_cond`
                  rows: Int[Tensor, 'n'],      # clips of this batch
                  frames: int,                 # their frames (t)
@@ -93,7 +96,8 @@ class BranchCond:
         valid = batch.camera_valid.unflatten(0, (-1, batch.n))
         if (valid == valid[:, :1]).all():
             cond = self.of(self.rows, valid[:, 0])
-            return cond.repeat_interleave(batch.n, 0) if isinstance(cond, Tensor) else cond.repeat(batch.n) if batch.n > 1 else cond
+            if batch.n == 1: return cond
+            return cond.repeat_interleave(batch.n, 0) if isinstance(cond, Tensor) else cond.repeat(batch.n)
         each = torch.cat([self.rows.repeat_interleave(batch.n)[:, None], batch.camera_valid], 1)
         distinct, back = each.unique(dim=0, return_inverse=True)
         return self.of(distinct[:, 0], distinct[:, 1:].bool())[back]
@@ -105,13 +109,14 @@ class BranchCond:
 
 # %% ../../nbs/denoiser/06_sampling.ipynb #s13a02
 class Guided:
-    "Called as `denoise(x, timesteps, step)`: clean frames and noise `(x0, eps)` that the guided network predicts for one window."
+    "`denoise(x, timesteps, step)` returns clean frames and noise `(x0, eps)`, as the guided network predicts them."
     def __init__(self, model, guidance: HistoryGuidance, cond: BranchCond, control,
-                 diffusion: Diffusion, mask: Int[Tensor, 'b t'], noise: Callable, whole: bool = False):    # whole: compute all frames
+                 diffusion: Diffusion, mask: Int[Tensor, 'b t'], noise: Callable,
+                 whole: bool = False):               # compute all frames, not only the targets
         self.model, self.guidance, self.cond, self.control = model, guidance, cond, control
         self.diffusion, self.mask, self.noise = diffusion, mask, noise
-        some = control is None and not whole and isinstance(model, CachedUViT3DPose)
-        self.targets = TargetFrames(model, (mask == TARGET).any(0)) if some else None
+        targets_only = control is None and not whole and isinstance(model, CachedUViT3DPose)
+        self.targets = TargetFrames(model, (mask == TARGET).any(0)) if targets_only else None
 
     def __call__(self, x: Float[Tensor, 'b t c h w'], timesteps: Int[Tensor, 'b t'], step: int) -> tuple:
         batch = self.prepare(x, timesteps, step)
@@ -119,7 +124,8 @@ class Guided:
 
     def prepare(self, x, timesteps, step) -> GuidedBatch:
         "The rows of all branches; random draws are named after the step."
-        return self.guidance.prepare(x, timesteps.cpu(), self.mask, lambda name: self.noise(f'{name}.{step}'), self.diffusion)
+        def draw(name): return self.noise(f'{name}.{step}')
+        return self.guidance.prepare(x, timesteps.cpu(), self.mask, draw, self.diffusion)
 
     def network(self, x: Float[Tensor, 'bn t c h w'], batch: GuidedBatch) -> Float[Tensor, 'bn t c h w']:
         "Output of the network for the rows of a batch."
@@ -161,13 +167,14 @@ def guided(model,                                  # model(x, noise_levels, cond
            ) -> Callable:
     "`denoise(x, timesteps, step) -> (x0, eps)`, both 'b t c h w': the network with guidance, conditions and control."
     args = model, guidance, cond, control, diffusion, mask, noise
-    return ReconstructionGuided(*args, context=context, weight=float(reconstruction)) if reconstruction else Guided(*args)
+    if not reconstruction: return Guided(*args)
+    return ReconstructionGuided(*args, context=context, weight=float(reconstruction))
 
 # %% ../../nbs/denoiser/06_sampling.ipynb #25c029
 def denoising_steps(denoise: Callable,                    # (x, timesteps, step) -> (x0, eps), e.g. from `guided`
                     update: Callable,                     # (x, x0, eps, timesteps, following, step) -> x
                     x: Float[Tensor, 'b t c h w'],        # noisy frames, normalised
-                    path: list                            # (step, timesteps 'b t', following timesteps 'b t') of every step
+                    path: list                        # (step, timesteps 'b t', following timesteps 'b t') of every step
                     ) -> Iterator[tuple]:
     "Yields (x, x0) after every step: frames at the following timesteps, and the clean frames predicted before it."
     for step, timesteps, following in path:
@@ -175,14 +182,15 @@ def denoising_steps(denoise: Callable,                    # (x, timesteps, step)
         x = update(x, x0, eps, timesteps, following, step)
         yield x, x0
 
-def ddim_update(diffusion: Diffusion, noise: Callable, eta: float | int = 0.) -> Callable:     # eta 0 to 1: share of fresh noise
-    "`update` of DDIM (Song et al., eq. 12), deterministic for eta 0; a frame whose timestep does not change keeps its value."
+def ddim_update(diffusion: Diffusion, noise: Callable,
+                eta: float | int = 0.) -> Callable:           # share of fresh noise, 0 to 1
+    "`update` of DDIM (Song et al., eq. 12); a frame whose timestep does not change keeps its value."
     def update(x, x0, eps, timesteps, following, step):
         return diffusion.ddim_step(x, x0, eps, timesteps, following, eta, noise(f'step.{step}') if eta else None)
     return update
 
 def ddpm_update(diffusion: Diffusion, noise: Callable) -> Callable:
-    "`update` of DDPM (Ho et al., algorithm 2): one timestep down; a frame whose timestep does not change keeps its value."
+    "`update` of DDPM (Ho et al., algorithm 2); a frame whose timestep does not change keeps its value."
     def update(x, x0, eps, timesteps, following, step):
         moved = diffusion.ddpm_step(x, x0, timesteps, noise(f'step.{step}'))
         return torch.where((timesteps == following)[..., None, None, None], x, moved)
@@ -196,42 +204,51 @@ class Denoised(NamedTuple):
     x: Tensor      # b t c h w, normalised
     x0: Tensor     # b t c h w, clean frames predicted before the step; frames that are no target: themselves
 
-def steps_left(lag: int | Int[Tensor, 'm _'], steps: int, mask: Int[Tensor, 'b t']) -> Int[Tensor, 'm t']:
+def _steps_left(lag: int | Int[Tensor, 'm _'], steps: int, mask: Int[Tensor, 'b t']) -> Int[Tensor, 'm t']:
     "The scheduling matrix of a lag; a matrix is checked against the target frames and returned."
     if isinstance(lag, int): return scheduling_matrix(steps, mask.shape[1], lag)
     expect(lag.shape[1] == mask.shape[1], 'schedule', f'{mask.shape[1]} frames (t)', lag.shape[1],
            'one column per frame of the window')
     m = lag.cpu()[:, (mask == TARGET).any(0)]
     expect(bool((m[0] == steps).all() and (m[-1] == 0).all() and (m.diff(dim=0) <= 0).all()), 'schedule',
-           f'columns that fall from {steps} steps left to 0', m.T.tolist(), f'begin with a row of {steps} and end with a row of 0')
+           f'columns that fall from {steps} steps left to 0', m.T.tolist(),
+           f'begin with a row of {steps} and end with a row of 0')
     return lag.cpu()
 
-def timestep_path(left: Int[Tensor, 'm t'], table: Int[Tensor, 'k'], mask: Int[Tensor, 'b t'], device) -> list:
-    "[(step, timesteps 'b t', following 'b t')] of a scheduling matrix, on a device; -1: clean. Steps that move no frame are left out."
+def _timestep_path(left: Int[Tensor, 'm t'], table: Int[Tensor, 'k'], mask: Int[Tensor, 'b t'], device) -> list:
+    "[(step, timesteps 'b t', following 'b t')] of a scheduling matrix; -1: clean. Steps without a move are left out."
     path = torch.where(mask[:, None] > 0, -1, table[left])                                          # b m t
     moves = [m for m in range(len(left) - 1) if (path[:, m] != path[:, m + 1]).any()]
     return [(m, path[:, m].to(device), path[:, m + 1].to(device)) for m in moves]
 
-def check_window(model, mask, cond, control, guidance, ddpm: bool, eta, steps):
+def _check_window(model, mask, cond, control, guidance, ddpm: bool, eta, steps):
     "Raises ValueError for a window that cannot be sampled: the first input that does not fit, and what to change."
     present = mask != PAD
     length = present.sum(1)
-    expect(not model.training, 'sample_window', 'a model in eval mode', 'training mode, with dropout', 'call model.eval()')
+    expect(not model.training, 'sample_window', 'a model in eval mode', 'training mode, with dropout',
+           'call model.eval()')
     at_end = (present == (torch.arange(mask.shape[1]) < length[:, None])).all()
-    expect(bool(at_end), 'mask', 'padding (-1) at the end of a clip only', mask.tolist(), 'move the frames of each clip together')
-    expect(control is None or callable(control) or bool((length == length[0]).all()), 'control', 'clips of one length, or a function',
+    expect(bool(at_end), 'mask', 'padding (-1) at the end of a clip only', mask.tolist(),
+           'move the frames of each clip together')
+    one_length = bool((length == length[0]).all())
+    expect(control is None or callable(control) or one_length, 'control', 'clips of one length, or a function',
            length.tolist(), 'sample clips of each length on their own, or pass inject.injector.by_length(...)')
-    expect(callable(cond) or not guidance.interpolate, 'cond', 'a function, for guidance that changes cameras', type(cond).__name__,
-           'pass cams_cond(model, cams)')
-    expect(not (ddpm and eta), 'eta', f'0 for {steps} steps, DDPM steps with noise of their own', eta, 'take fewer steps, or eta=0')
+    expect(callable(cond) or not guidance.interpolate, 'cond', 'a function, for guidance that changes cameras',
+           type(cond).__name__, 'pass cams_cond(model, cams)')
+    expect(not (ddpm and eta), 'eta', f'0 for {steps} steps, DDPM steps with noise of their own', eta,
+           'take fewer steps, or eta=0')
+
+def _rows_of(noise, rows, n, like, name):
+    "Noise of a draw for some clips and their first n frames, on the device and in the type of `like`."
+    return noise(name)[rows, :n].to(like)
 
 @torch.no_grad()
-def sample_window(model,                                  # model(x, noise_levels, cond, cond_mask=, control=) in eval mode
+def sample_window(model,                               # model(x, noise_levels, cond, cond_mask=, control=) in eval mode
                   diffusion: Diffusion,                   # see `make_diffusion`
                   context: Float[Tensor, 'b t c h w'],    # normalised; only frames with mask > 0 are read
-                  mask: Int[Tensor, 'b t'],               # 0 target, 1 context, 2 generated context, -1 padding (at the end of a clip)
-                  cond,                                   # cameras: `model.pose_cond(cams)`, or `cams_cond(model, cams)`
-                  noise: Callable,                        # name of a draw -> noise like context, e.g. from `frame_noise`
+                  mask: Int[Tensor, 'b t'],               # 0 target, 1 or 2 context, -1 padding at the end
+                  cond,                                  # cameras: `model.pose_cond(cams)`, or `cams_cond(model, cams)`
+                  noise: Callable,                       # name of a draw -> noise like context, e.g. from `frame_noise`
                   steps: int = 50,                        # denoising steps of one frame; all timesteps: DDPM
                   guidance: HistoryGuidance = HistoryGuidance.conditional(),
                   lag: int | Int[Tensor, 'm _'] = 0,      # see `scheduling_matrix`; or such a matrix, 'm t'
@@ -242,21 +259,21 @@ def sample_window(model,                                  # model(x, noise_level
                  ) -> Float[Tensor, 'b t c h w']:
     "Window with its target frames generated, normalised; the other frames are returned bit for bit."
     mask, ddpm = mask.cpu(), steps == diffusion.cfg.timesteps
-    left, table, length = steps_left(lag, steps, mask), diffusion.ddim_levels(steps).cpu(), (mask != PAD).sum(1)
-    check_window(model, mask, cond, control, guidance, ddpm, eta, steps)
+    left, table, length = _steps_left(lag, steps, mask), diffusion.ddim_levels(steps).cpu(), (mask != PAD).sum(1)
+    _check_window(model, mask, cond, control, guidance, ddpm, eta, steps)
     x = torch.where((mask == TARGET).to(context.device)[..., None, None, None], noise('init').to(context), context)
     x0, done, groups = x.clone(), 0, []
     for n in length.unique().tolist():                    # clips of one length together
         rows = (length == n).nonzero().flatten()
-        groups.append((rows, n, timestep_path(left[:, :n], table, mask[rows, :n], x.device)))
+        groups.append((rows, n, _timestep_path(left[:, :n], table, mask[rows, :n], x.device)))
     total = sum(len(path) for _, _, path in groups)
     for rows, n, path in groups:
         observed = (mask[rows, :n] > 0).to(x.device)[..., None, None, None]
-        draw = lambda name, rows=rows, n=n: noise(name)[rows, :n].to(x)
+        draw = partial(_rows_of, noise, rows, n, x)
         update = ddpm_update(diffusion, draw) if ddpm else ddim_update(diffusion, draw, eta)
-        denoise = guided(model, guidance, BranchCond(cond, rows, n, (len(rows), n) == mask.shape), control, diffusion=diffusion,
-                         mask=mask[rows, :n], noise=draw, context=torch.where(observed, context[rows, :n], 0.),
-                         reconstruction=reconstruction)
+        conds = BranchCond(cond, rows, n, (len(rows), n) == mask.shape)
+        denoise = guided(model, guidance, conds, control, diffusion=diffusion, mask=mask[rows, :n], noise=draw,
+                         context=torch.where(observed, context[rows, :n], 0.), reconstruction=reconstruction)
         for new, predicted in denoising_steps(denoise, update, x[rows, :n], path):
             x0[rows, :n] = torch.where(observed, x[rows, :n], predicted)
             x[rows, :n] = new

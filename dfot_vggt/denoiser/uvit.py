@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import Cfg, expect
 from ..data.camera import ray_encoding
-from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock, TransformerBlock, Unpatch,
-                                       Upsample)
+from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock,
+                                       TransformerBlock, Unpatch, Upsample)
 
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c054
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class UViTCfg(Cfg):
         for c, kind in zip(self.channels, self.blocks):
             by = dict(R=32, T=2*self.heads, A=4*self.heads).get(kind)
             expect(by and c % by == 0, 'UViTCfg.channels',
-                   f'R levels divisible by 32, T by 2*heads = {2*self.heads}, A by 4*heads', (kind, c), f'take {by} times a whole number' if by else 'write R, T or A')
-        expect(self.pos in ('rope', 'learned_1d'), 'UViTCfg.pos', "'rope' or 'learned_1d'", self.pos, "keep the default, 'rope'")
+                   f'R levels divisible by 32, T by 2*heads = {2*self.heads}, A by 4*heads', (kind, c),
+                   f'take {by} times a whole number' if by else 'write R, T or A')
+        expect(self.pos in ('rope', 'learned_1d'), 'UViTCfg.pos', "'rope' or 'learned_1d'", self.pos,
+               "keep the default, 'rope'")
 
     @property
     def levels(self) -> int: return len(self.channels)
@@ -77,19 +79,21 @@ class UViTCfg(Cfg):
                    dropout=(0., 0., 0.)).replace(**kw)
     @classmethod
     def re10k(cls, **kw):
-        return cls(channels=(128, 256, 576, 1152), blocks=('R', 'R', 'T', 'T'), updown=(3, 3, 6), mid=20, heads=9, emb=1024,
-                   patch=2, size=256, freqs=15, cond_patch=2, checkpoint=(False, False, False, True), dropout=(0., 0., .1, .1),
+        return cls(channels=(128, 256, 576, 1152), blocks=('R', 'R', 'T', 'T'), updown=(3, 3, 6), mid=20, heads=9,
+                   emb=1024, patch=2, size=256, freqs=15, cond_patch=2,
+                   checkpoint=(False, False, False, True), dropout=(0., 0., .1, .1),
                    mean=(.577, .517, .461), std=(.249, .249, .268)).replace(**kw)
     @classmethod
     def mid_size(cls, **kw):
         return cls.re10k(channels=(64, 128, 256, 512), updown=(2, 2, 2), mid=4, heads=8, size=64).replace(**kw)
     @classmethod
     def golden(cls, **kw):
-        return cls.re10k(channels=(32, 64, 96, 128), updown=(1, 1, 2), mid=2, heads=4, emb=64, size=32, frames=4).replace(**kw)
+        return cls.re10k(channels=(32, 64, 96, 128), updown=(1, 1, 2), mid=2, heads=4, emb=64, size=32,
+                         frames=4).replace(**kw)
 
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c006
 class Level(nn.ModuleList):
-    "Blocks of one grid and one kind, with the `Downsample` after or the `Upsample` before them; a list, as in the checkpoint."
+    "Blocks of one grid and kind, with the `Downsample` after or the `Upsample` before them (as in the checkpoint)."
     @property
     def blocks(self) -> list: return [m for m in self if not isinstance(m, (Downsample, Upsample))]
 
@@ -105,7 +109,7 @@ class LearnedPositions(nn.Module):
         return (h.unflatten(0, (-1, t)) + p).flatten(0, 1)
 
 class TapPoints:
-    "Called as `at(name, h)` for every named activation: returns h with its control applied, and keeps it if it is in `taps`."
+    "`at(name, h)` returns the activation h with its control applied, and keeps it if `taps` names it."
     def __init__(self, control: dict | None,      # {tap: tensor to add, or callable h -> h}
                  taps=()):                        # names of activations to keep
         self.control, self.taps, self.kept = control or {}, taps, {}
@@ -117,7 +121,8 @@ class TapPoints:
         if name in self.taps: self.kept[name] = h
         return h
 
-def run_block(block: nn.Module, h: Float[Tensor, 'f c h w'], emb: Float[Tensor, 'b t e h w'], rope) -> Float[Tensor, 'f c h w']:
+def run_block(block: nn.Module, h: Float[Tensor, 'f c h w'], emb: Float[Tensor, 'b t e h w'],
+              rope) -> Float[Tensor, 'f c h w']:
     "A block applied to maps 'f c h w', f = (b t); attention blocks get them as tokens 'b t (h w) c'."
     if isinstance(block, ResBlock): return block(h, emb.flatten(0, 1))
     tokens = rearrange(h, '(b t) c h w -> b t (h w) c', t=emb.shape[1])
@@ -137,8 +142,10 @@ class UViT3DPose(nn.Module):
         self.external_cond_embedding = nn.ModuleDict({'patch_embedder': patch_embedder})
         self.embed_input = Patch(3, c[0], cfg.patch)
         self.project_output = Unpatch(c[0], 3, cfg.patch)
-        self.down_blocks = nn.ModuleList(Level([*self._blocks(i, cfg.updown[i]), Downsample(c[i], c[i + 1])]) for i in fine)
-        self.up_blocks = nn.ModuleList(Level([Upsample(c[i + 1], c[i]), *self._blocks(i, cfg.updown[i])]) for i in reversed(fine))
+        def down(i): return Level([*self._blocks(i, cfg.updown[i]), Downsample(c[i], c[i + 1])])
+        def up(i): return Level([Upsample(c[i + 1], c[i]), *self._blocks(i, cfg.updown[i])])
+        self.down_blocks = nn.ModuleList(map(down, fine))
+        self.up_blocks = nn.ModuleList(map(up, reversed(fine)))
         self.mid_blocks = Level(self._blocks(cfg.levels - 1, cfg.mid))
         if cfg.pos == 'learned_1d':
             n = {i: cfg.frames*cfg.grid(i)**2 for i, kind in enumerate(cfg.blocks) if kind != 'R'}
@@ -151,9 +158,9 @@ class UViT3DPose(nn.Module):
         return [kind(*sizes) for _ in range(n)]
 
     def forward(self, x: Float[Tensor, 'b t c h w'],              # noisy frames, normalised
-                noise_levels: Float[Tensor, 'b t'],               # .125*logSNR of each frame (continuous), or integer timesteps
-                cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'],   # cameras, or their ray encoding (see `rays`)
-                cond_mask: Bool[Tensor, 'b'] | None = None,       # True: hide the cameras of this clip; None: drawn in training, else none
+                noise_levels: Float[Tensor, 'b t'],               # .125*logSNR (continuous), or integer timesteps
+                cond: Float[Tensor, 'b t 16'] | Float[Tensor, 'b t r h2 w2'],   # cameras, or `rays` of them
+                cond_mask: Bool[Tensor, 'b'] | None = None,    # True: hide this clip's cameras; None: see `cond_hidden`
                 control: dict | None = None,                      # {tap: tensor to add, or callable h -> h}
                 taps=()):                                         # names of activations to return
         "v 'b t c h w'; with `taps` also {name: activation '(b t) c h w'}."
@@ -172,7 +179,7 @@ class UViT3DPose(nn.Module):
         for level in self.up_blocks:                                            # decode
             skip, pooled = skips.pop()
             i = len(skips)
-            h = skip + level[0](h - pooled)                                     # Upsample what the coarser levels changed
+            h = skip + level[0](h - pooled)                                   # Upsample what the coarser levels changed
             h = self.run_level(level, f'up.{i}', i, h, embs[i], at)
 
         v = at('out', self.project_output(h)).unflatten(0, x.shape[:2])
@@ -181,17 +188,18 @@ class UViT3DPose(nn.Module):
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c103
 @patch
 def rays(self: UViT3DPose, cams: Float[Tensor, 'b t 16']) -> Float[Tensor, 'b t r h w']:
-    "Ray encoding of cameras, 'b t r h w' with r = 12*freqs: one ray per position of level 0 (`cond_patch` 1) or per pixel."
+    "Ray encoding 'b t r h w' of cameras, r = 12*freqs: a ray per position of level 0 (`cond_patch` 1) or per pixel."
     return ray_encoding(cams, self.cfg.cond_size, self.cfg.cond_size, self.cfg.freqs)
 
 @patch
 def cond_hidden(self: UViT3DPose, b: int, cond_mask, device) -> Bool[Tensor, 'b'] | None:
-    "Clips whose cameras are hidden: `cond_mask`; without one, drawn with `cfg.cond_dropout` in training, else None (no clip)."
+    "Clips whose cameras are hidden: `cond_mask`; if None, drawn with `cfg.cond_dropout` in training, else None."
     if cond_mask is not None: return cond_mask
     return torch.rand(b, device=device) < self.cfg.cond_dropout if self.training and self.cfg.cond_dropout else None
 
 @patch
-def embeddings(self: UViT3DPose, noise_levels: Float[Tensor, 'b t'], cond: Tensor, cond_mask: Bool[Tensor, 'b'] | None) -> list:
+def embeddings(self: UViT3DPose, noise_levels: Float[Tensor, 'b t'], cond: Tensor,
+               cond_mask: Bool[Tensor, 'b'] | None) -> list:
     "Embedding of noise level and camera at every position: a list over levels of 'b t e h w'."
     rays = self.rays(cond) if cond.ndim == 3 else cond
     camera = self.external_cond_embedding.patch_embedder(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
@@ -203,7 +211,7 @@ def embeddings(self: UViT3DPose, noise_levels: Float[Tensor, 'b t'], cond: Tenso
 
 @patch
 def positions(self: UViT3DPose, i: int, h: Float[Tensor, 'f c h w'], t: int):
-    "(h, rope) of level i for windows of t frames: h with learned positions added, and the rotation table of its blocks, or None."
+    "(h, rope) of level i, windows of t frames: h plus learned positions; rotation table of its blocks, or None."
     c = self.cfg
     if c.blocks[i] == 'R': return h, None
     if c.pos == 'learned_1d': return self.pos_embs[str(i)](h, t), None
@@ -214,7 +222,7 @@ def positions(self: UViT3DPose, i: int, h: Float[Tensor, 'f c h w'], t: int):
 @patch
 def run_level(self: UViT3DPose, level: Level, name: str, i: int,        # one of this model's levels; its tap and number
               h: Float[Tensor, 'f c h w'], emb: Float[Tensor, 'b t e h w'], at: TapPoints) -> Float[Tensor, 'f c h w']:
-    "Activation '(b t) c h w' after the blocks of a level; each block ends in a tap `name.j`, the level in the tap `name`."
+    "Activation '(b t) c h w' after a level; its blocks end in the taps `name.j`, the level in `name`."
     recompute = bool(self.cfg.checkpoint) and self.cfg.checkpoint[i] and torch.is_grad_enabled()
     h, rope = self.positions(i, h, emb.shape[1])
     for j, block in enumerate(level.blocks):
@@ -263,7 +271,8 @@ def _check_cond(self: UViT3DPose, cond: Tensor, b: int, t: int):
     c, rays = self.cfg, cond.ndim != 3
     expected = (b, t, c.cond_channels, c.cond_size, c.cond_size) if rays else (b, t, 16)
     what = f"rays 'b t r h w' = {expected}" if rays else f"cameras 'b t 16' = {expected}"
-    expect(tuple(cond.shape) == expected, 'UViT3DPose: cond', what, tuple(cond.shape), "pass the cameras 'b t 16' of these frames")
+    expect(tuple(cond.shape) == expected, 'UViT3DPose: cond', what, tuple(cond.shape),
+           "pass the cameras 'b t 16' of these frames")
 
 @patch
 def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
@@ -286,7 +295,7 @@ def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c022
 @torch.no_grad()
 def golden_weights(module: nn.Module) -> nn.Module:
-    "`module` with every parameter and buffer overwritten by the recipe of the goldens: noise seeded by the crc32 of its name."
+    "`module`, its tensors overwritten by the recipe of the goldens: noise seeded by the crc32 of the name."
     for name, p in module.state_dict().items():
         g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         fan_in = p.shape[0] if name == 'project_output.proj.weight' else math.prod(p.shape[1:])
@@ -303,5 +312,5 @@ def golden_weights(module: nn.Module) -> nn.Module:
 def tap_modules(self: UViT3DPose) -> dict:
     "{tap: modules that compute it}, in the order of the forward pass; the change of grid counts with its level."
     levels = {name: [*m] for name, (_, m) in self.sections().items()}
-    return {'embed': [self.noise_level_pos_embedding, self.external_cond_embedding.patch_embedder, self.embed_input], **levels,
-            'out': [self.project_output]}
+    embed = [self.noise_level_pos_embedding, self.external_cond_embedding.patch_embedder, self.embed_input]
+    return {'embed': embed, **levels, 'out': [self.project_output]}

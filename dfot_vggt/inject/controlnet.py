@@ -129,7 +129,8 @@ def run_copies(self: CopiedLevels,
     keep, levels = None if cond_mask is None else ~cond_mask, {}
     for tap, m, (section, (i, level)) in zip(self.output_taps, prepared.maps, self.sections().items()):
         h = h + per_branch(m).flatten(0, 1)
-        levels[tap] = self.base.run_modulated_level(level, section, i, h, noise, pose, keep, recompute=False) if len(level) else h
+        if len(level): h = self.base.run_modulated_level(level, section, i, h, noise, pose, keep, recompute=False)
+        levels[tap] = h
         if section != 'mid': h = level[-1](levels[tap])
     return levels
 
@@ -159,7 +160,7 @@ class ControlCfg(Cfg):
     latent: int       # channels of `Geometry.latents`
     camera: int       # channels of `Geometry.camera`
     mid: int = 1      # how many middle blocks are copied
-    first: int | None = None     # finest level that is copied; None: the first with attention, `UViT3DPose.separate_levels`
+    first: int | None = None     # finest level that is copied; None: the first with attention
 
 # %% ../../nbs/inject/01_controlnet.ipynb #32c009
 def to_grid(conv: nn.Conv2d, x: Float[Tensor, 'f h w d'], size: int) -> Float[Tensor, 'f c size size']:

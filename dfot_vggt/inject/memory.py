@@ -25,7 +25,7 @@ from ..denoiser.uvit import UViT3DPose
 @dataclass(frozen=True)
 class MemoryCfg(PointsCfg):
     "How a memory is kept, how much of the base is copied to read it, and how it is augmented in training."
-    first: int | None = None     # finest level that is copied; None: the first level with attention, `UViT3DPose.separate_levels`
+    first: int | None = None     # finest level that is copied; None: the first with attention
     mid: int = 1                 # how many middle blocks are copied
     drop: float = .15            # share of training clips with an empty memory
     augment: float = .5          # share of stored frames that are blurred and stained in training, as if generated

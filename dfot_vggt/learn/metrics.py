@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ..core import expect
+from ..trace import html_table, text_table
 
 # %% ../../nbs/learn/04_metrics.ipynb #42c010
 def _pair(pred, truth):
@@ -174,15 +175,16 @@ class Table:
         return best
 
     def __repr__(self):
-        cells = [[t + ('*' if b else '') for t, b in row] for row in self.cells()]
-        width = [max(len(r[i]) for r in cells) for i in range(len(cells[0]))]
-        aligned = ([t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(r, width))] for r in cells)
-        return '\n'.join('  '.join(row) for row in aligned)
+        head, *rows = [[text + '*'*bold for text, bold in row] for row in self.cells()]
+        return text_table(head, rows)
 
     def _repr_html_(self):
-        head, *rows = self.cells()
-        body = [_html_row(r, 'color:#888' if i >= len(self.rows) else '') for i, r in enumerate(rows)]
-        return '<table>' + _html_row(head, '', 'th') + ''.join(body) + '</table>'
+        head, *rows = [[_Bold(text) if bold else text for text, bold in row] for row in self.cells()]
+        return html_table(head, rows, tints=['']*len(self.rows) + ['#eee']*len(self.baselines))
+
+class _Bold(str):
+    "The text of a cell that `html_table` prints in bold."
+    def _repr_html_(self): return f'<b>{escape(self)}</b>'
 
 def _title(m: Metric) -> str:
     "Head of a column: name, direction that is better, unit."
@@ -191,11 +193,6 @@ def _title(m: Metric) -> str:
 def _text(v: float) -> str:
     "A number with four digits."
     return f'{round(v, 4) + 0.:.4g}'
-
-def _html_row(row: list, style: str, tag: str = 'td') -> str:
-    "A row of `(text, bold)` as HTML."
-    texts = [f'<b>{escape(t)}</b>' if b else escape(t) for t, b in row]
-    return f'<tr style="{style}">' + ''.join(f'<{tag}>{t}</{tag}>' for t in texts) + '</tr>'
 
 # %% ../../nbs/learn/04_metrics.ipynb #42c045
 def table(results: dict,                               # {name of the model: result of `evaluate`}

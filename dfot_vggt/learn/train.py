@@ -333,7 +333,7 @@ def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
     if acc.is_main_process: cfg.save(path)
 
 def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accelerator,
-              stop: bool                                                # this process was asked by a signal to stop
+              stop: bool                                                # this process received a stop signal
               ) -> tuple[dict, bool]:
     "Forward, backward, update. Returns the numbers for the log (means over processes), and whether any process stops."
     t0 = time.perf_counter()

@@ -137,7 +137,7 @@ def matching_patches(cams: Float[Tensor, 'b s 16'], depth: Float[Tensor, 'b s h 
                      grid: int):                     # patches per side
     """For the centre of each patch: `(patch of frame 0 that shows it, distance, visible)`.
 
-    Patch numbers `b s p`; distances `b s p 2` in x and y, in image sizes; True `b s p`: the place is visible in frame 0."""
+    Patch numbers `b s p`; distances `b s p 2` in x and y, in image sizes; `b s p`: True where frame 0 shows it."""
     h = depth.shape[-1]
     middle = (torch.arange(grid, device=depth.device)*h + h//2)//grid
     points = unproject(depth[:, :, middle][..., middle], cams).flatten(2, 3)                      # b s p 3
