@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest
 import torch
 from dfot_vggt.app import compare as study
-from dfot_vggt.learn import ablate, metrics, muon, runs, train as training
+from dfot_vggt.learn import ablate as ablation, metrics, muon, runs, train as training
 from dfot_vggt.inject.align import AlignCfg
 from dfot_vggt.data.camera import interpolate_cams, ray_encoding
 from dfot_vggt.data.clips import Batch
@@ -175,9 +175,9 @@ def test_pictures(here, there):
 @pytest.fixture
 def moved(monkeypatch):
     "All that asks for the device is told of this one, and what trains is there."
-    for module in (runs, ablate, study, training): monkeypatch.setattr(module, 'device', lambda: ELSEWHERE)
+    for module in (runs, ablation, study, training): monkeypatch.setattr(module, 'device', lambda: ELSEWHERE)
     monkeypatch.setattr(runs, 'build_trainable', lambda run, make=runs.build_trainable: afar(make(run)))
-    for module in (ablate, study): monkeypatch.setattr(module, 'build_trainable', runs.build_trainable)
+    for module in (ablation, study): monkeypatch.setattr(module, 'build_trainable', runs.build_trainable)
     monkeypatch.setattr(training, 'Accelerator', type('Accelerator', (training.Accelerator,), dict(device=ELSEWHERE)))
     monkeypatch.setattr(torch.optim, 'AdamW', type('AdamW', (torch.optim.AdamW,), dict(
         __init__=lambda self, *a, fused=None, init=torch.optim.AdamW.__init__, **kw: init(self, *a, **kw))))       # fused ones know their devices by name
@@ -193,4 +193,4 @@ def test_study_and_comparison(moved, tmp_path):
     assert not any(record['checks'].values()) and len(record['loss']) == 2
     again = study.compare(mini, tmp_path/'study'/run.name, tmp_path, tmp_path, beyond=2)
     assert again['results'].keys() == {'baseline', run.name, 'wrong scene'}
-    assert ablate.run_ablation(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').matched.shape == (2,)
+    assert ablation.run_ablation(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').matched.shape == (2,)

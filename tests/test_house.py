@@ -213,7 +213,7 @@ def test_F34_a_first_notebook_of_ones_own(copy):
     "A copy of a notebook under another name, exported, executed, cleaned, mapped: the rules of the house stay green."
     own = copy/'nbs'/'denoiser'/'10_mycontext.ipynb'
     text = (copy/'nbs'/'denoiser'/'08_context.ipynb').read_text(encoding='utf8')
-    for old, new in ('"# context', '"# mycontext'), ('default_exp denoiser.context', 'default_exp denoiser.mycontext'), ('longer(', 'my_longer('): text = text.replace(old, new)
+    for old, new in ('"# context', '"# mycontext'), ('default_exp denoiser.context', 'default_exp denoiser.mycontext'), ('extend_context(', 'my_extend_context('): text = text.replace(old, new)
     own.write_text(text, encoding='utf8')
     subprocess.run('git init -q && git add -A', shell=True, cwd=copy, check=True)
     env = dict(os.environ, PYTHONPATH=str(copy), PATH=f'{sys.prefix}/bin:{os.environ["PATH"]}', OMP_NUM_THREADS='1')

@@ -24,7 +24,7 @@ def test_installed_wheel_works_elsewhere(wheel, tmp_path):
     "Dependencies come from this environment; the package must come from the wheel."
     site = tmp_path/'site'
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, wheel], check=True)
-    modules = sorted('.'.join(p.relative_to(ROOT).with_suffix('').injectors) for p in (ROOT/'dfot_vggt').rglob('[a-z]*.py'))
+    modules = sorted('.'.join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT/'dfot_vggt').rglob('[a-z]*.py'))
     assert len(modules) == len(rooms.rooms()), 'a module per notebook, in all folders'
     assets = sorted(p.relative_to(ROOT/'dfot_vggt'/'assets').as_posix() for p in (ROOT/'dfot_vggt'/'assets').rglob('*') if p.is_file())
     code = f'''
