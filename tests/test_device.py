@@ -192,5 +192,5 @@ def test_study_and_comparison(moved, tmp_path):
     record['checks'].pop('check_same_output')                    # bits: with gradients this device takes an attention apart into other sums
     assert not any(record['checks'].values()) and len(record['loss']) == 2
     again = study.compare(mini, tmp_path/'study'/run.name, tmp_path, tmp_path, beyond=2)
-    assert again['results'].keys() == {'baseline', run.name, 'wrong scene'}
+    assert again['results'].keys() == {'baseline', run.name, 'mismatched'}
     assert ablation.run_ablation(run, tmp_path/'study'/run.name, tmp_path, 2, 1, 2, '').matched.shape == (2,)

@@ -17,7 +17,7 @@ def inside(wheel):
 
 def test_wheel_holds_modules_and_assets_and_nothing_else(wheel):
     names, _ = inside(wheel)
-    lib = {p.relative_to(ROOT).as_posix() for p in (ROOT/'dfot_vggt').rglob('*') if p.is_file() and '__pycache__' not in p.injectors and p.name[0] != '.'}
+    lib = {p.relative_to(ROOT).as_posix() for p in (ROOT/'dfot_vggt').rglob('*') if p.is_file() and '__pycache__' not in p.parts and p.name[0] != '.'}
     assert {n for n in names if 'dist-info' not in n} == lib
 
 def test_installed_wheel_works_elsewhere(wheel, tmp_path):
