@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXES', 'expect', 'atomic_write', 'folder_lock', 'Cfg', 'contents', 'build', 'seed_all', 'rng', 'device',
            'half_is_fast', 'keep_memory', 'Inert', 'read_tensors', 'LoadError', 'LoadReport', 'load_report', 'asset',
-           'golden', 'named_randn', 'commit']
+           'golden', 'named_generator', 'named_randn', 'commit']
 
 # %% ../nbs/00_core.ipynb #00c021
 import ctypes
@@ -332,9 +332,13 @@ def golden(name: str) -> Path:
            'run this in a git clone: the wheel has no goldens', error=FileNotFoundError)
     return path
 
+def named_generator(name: str, seed: int = 0) -> torch.Generator:
+    "CPU generator seeded by `crc32(name) + seed`: the recipe of all tensors that the goldens do not store."
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+
 def named_randn(name: str, *shape: int, scale: float = 1.) -> Tensor:
-    "Standard normal numbers times `scale`, seeded by `crc32(name)`: inputs of the goldens that are not stored."
-    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))*scale
+    "Standard normal numbers times `scale`, drawn with `named_generator(name)`: inputs of the goldens."
+    return torch.randn(shape, generator=named_generator(name))*scale
 
 # %% ../nbs/00_core.ipynb #00c0a5
 def commit() -> str:

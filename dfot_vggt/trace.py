@@ -237,7 +237,8 @@ class TraceDiff:
 def trace_diff(a: Trace,  # reference
                b: Trace   # must have the rows of `a`; additional rows are ignored
               ) -> TraceDiff:
-    "Relative change of each activation from `a` to `b`: 0 is bit-identical, 1 as large as the activation itself."
+    """`TraceDiff`: the relative change ‖b - a‖/‖a‖ of each activation of `a`; 0 is bit-identical. `ValueError` if `b`
+    lacks one of them, if shapes differ, or if a trace has no values (meta device)."""
     lost = [n for n in a.acts if n not in b.acts]
     expect(not lost, 'trace_diff', f'a second trace with the {len(a.acts)} activations of the first',
            f'none for {lost}', 'trace both models with the same taps or the same depth')

@@ -190,8 +190,9 @@ def load_model(source: str,            # folder of a run, name of shipped weight
     return model.base, diffusion, GeometryGuide(model, online_features(run))
 
 def read_images(paths: list[str], size: int) -> tuple[UInt8[np.ndarray, 't 3 {size} {size}'], tuple[int, int]]:
-    """`(frames, (height, width))`: images as `open_image` reads them, resized and cropped to the model's `size`, and
-    their height and width before. Raises `ValueError` if these differ, or for a file that is no image."""
+    """`(frames, (height, width))`: images as RGB bytes (0 to 255), resized and cropped in the middle to `size` x `size`
+    pixels, and the height and width of the files. Raises `ValueError` if the files differ in height or width or one is
+    no image, `FileNotFoundError` if one is absent."""
     images = [open_image(p).mul(255).round().byte().numpy() for p in paths]
     sizes = sorted({i.shape[1:] for i in images})
     expect(len(sizes) == 1, 'images', 'one height and width', sizes, f'crop all to {min(h for h, w in sizes)} x '

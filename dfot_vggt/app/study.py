@@ -13,7 +13,7 @@ from fastcore.script import call_parse
 def dfot_study(config: str = '',             # a study.yaml; '': the default study
                folder: str = 'runs/study',   # folder of report.html and results.json
                root: str = 'runs'):          # folder of rooms and features
-    "Train a ControlNet and compare it with its base: rooms, features, training, rollouts, metrics, report."
+    "Train a ControlNet and compare it with its base on long videos, or the injectors of `config`; write a report."
     from dfot_vggt.app.compare import StudyCfg, study
     from dfot_vggt.core import build
     try: study(build(config) if config else StudyCfg(), folder, root)

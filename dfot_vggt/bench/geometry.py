@@ -176,9 +176,9 @@ SETTINGS = {   # row: what is copied, fields of `ControlCfg`
     'mid ControlNet, all levels and a middle block': dict(mid=1, first=0)}
 
 def control_work(cfg: UViTCfg,           # of the base
-                 control: ControlCfg
-                 ) -> tuple[dict, dict]:      # {row: a training step}, {row: its forward pass -> loss}
-    "Return the training steps to compare: the whole base, and ControlNets on a frozen base."
+                 control: ControlCfg      # of all ControlNets; `SETTINGS` replaces which levels are copied
+                 ) -> tuple[dict, dict]:  # {row: function that makes a training step}, {row: function -> its loss}
+    "Functions without arguments to compare: training steps of the whole base, and of ControlNets on a frozen base."
     base, whole = (golden_weights(CachedUViT3DPose(cfg)) for _ in range(2))
     nets = {f'{row} train step': ControlNet(base, control.replace(**copy)).train() for row, copy in SETTINGS.items()}
     diffusion, (x, cams) = ContinuousDiffusion(), speed_inputs(cfg)

@@ -169,7 +169,7 @@ class Diffusion:
                "use prediction_type 'v' or 'x0', or schedule 'shifted' with zero_terminal=False")
 
     def table(self, name: str, device='cpu') -> Float[Tensor, 'k']:
-        "A table of `noise_schedule` in float32; one copy is kept per device."
+        "Table over the timesteps k, e.g. 'alpha' or 'logsnr': an entry of `noise_schedule`, float32, kept per device."
         key = name, str(device)
         if key not in self._placed: self._placed[key] = self._tables[name].float().to(device)
         return self._placed[key]

@@ -109,7 +109,8 @@ class BranchCond:
 
 # %% ../../nbs/denoiser/06_sampling.ipynb #s13a02
 class Guided:
-    "`denoise(x, timesteps, step)` returns clean frames and noise `(x0, eps)`, as the guided network predicts them."
+    """`denoise(x, timesteps, step)` returns `(x0, eps)`: clean frames and noise as the guided network predicts them;
+    only their target frames have a meaning."""
     def __init__(self, model, guidance: HistoryGuidance, cond: BranchCond, control,
                  diffusion: Diffusion, mask: Int[Tensor, 'b t'], noise: Callable,
                  whole: bool = False):               # compute all frames, not only the targets
@@ -141,14 +142,14 @@ class ReconstructionGuided(Guided):
         self.context, self.weight = context, weight
 
     def __call__(self, x, timesteps, step) -> tuple:
-        batch, observed = self.prepare(x, timesteps, step), (self.mask > 0).to(x.device)
+        batch, is_context = self.prepare(x, timesteps, step), (self.mask > 0).to(x.device)
         with torch.enable_grad():
             frames = batch.x.detach().requires_grad_()
             out = self.network(frames, batch).float()
             k = batch.levels.clamp(min=0)
-            context, observed = (a.repeat_interleave(batch.n, 0) for a in (self.context, observed))
+            context, is_context = (a.repeat_interleave(batch.n, 0) for a in (self.context, is_context))
             predicted = self.diffusion.x0_eps(frames, out, k)[0]
-            likelihood = self.diffusion.reconstruction(predicted, context, k, observed, self.weight)
+            likelihood = self.diffusion.reconstruction(predicted, context, k, is_context, self.weight)
             gradient = batch.compose(torch.autograd.grad(likelihood.sum(), frames)[0])
         x0, eps = self.diffusion.x0_eps(x, batch.compose(out.detach()), timesteps)
         alpha, sigma = (a[..., None, None, None] for a in self.diffusion.alpha_sigma(timesteps))
@@ -174,9 +175,10 @@ def guided(model,                                  # model(x, noise_levels, cond
 def denoising_steps(denoise: Callable,                    # (x, timesteps, step) -> (x0, eps), e.g. from `guided`
                     update: Callable,                     # (x, x0, eps, timesteps, following, step) -> x
                     x: Float[Tensor, 'b t c h w'],        # noisy frames, normalised
-                    path: list                        # (step, timesteps 'b t', following timesteps 'b t') of every step
+                    path: list            # (number, timesteps 'b t', following timesteps 'b t') of each step; -1: clean
                     ) -> Iterator[tuple]:
-    "Yields (x, x0) after every step: frames at the following timesteps, and the clean frames predicted before it."
+    """Yields `(x, x0)` after every step: the frames at the following timesteps, and the clean frames that this step
+    predicted. Only target frames of `x0` have a meaning: a frame whose timestep does not change keeps its `x`."""
     for step, timesteps, following in path:
         x0, eps = denoise(x, timesteps, step)
         x = update(x, x0, eps, timesteps, following, step)
@@ -268,14 +270,14 @@ def sample_window(model,                               # model(x, noise_levels, 
         groups.append((rows, n, _timestep_path(left[:, :n], table, mask[rows, :n], x.device)))
     total = sum(len(path) for _, _, path in groups)
     for rows, n, path in groups:
-        observed = (mask[rows, :n] > 0).to(x.device)[..., None, None, None]
+        is_context = (mask[rows, :n] > 0).to(x.device)[..., None, None, None]
         draw = partial(_rows_of, noise, rows, n, x)
         update = ddpm_update(diffusion, draw) if ddpm else ddim_update(diffusion, draw, eta)
         conds = BranchCond(cond, rows, n, (len(rows), n) == mask.shape)
         denoise = guided(model, guidance, conds, control, diffusion=diffusion, mask=mask[rows, :n], noise=draw,
-                         context=torch.where(observed, context[rows, :n], 0.), reconstruction=reconstruction)
+                         context=torch.where(is_context, context[rows, :n], 0.), reconstruction=reconstruction)
         for new, predicted in denoising_steps(denoise, update, x[rows, :n], path):
-            x0[rows, :n] = torch.where(observed, x[rows, :n], predicted)
+            x0[rows, :n] = torch.where(is_context, x[rows, :n], predicted)
             x[rows, :n] = new
             done += 1
             if on_step: on_step(Denoised(done, total, x.clone(), x0.clone()))

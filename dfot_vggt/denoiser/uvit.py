@@ -7,7 +7,6 @@ __all__ = ['UViTCfg', 'Level', 'LearnedPositions', 'TapPoints', 'run_block', 'UV
 
 # %% ../../nbs/denoiser/01_uvit.ipynb #21c058
 import math
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Cfg, expect
+from ..core import Cfg, expect, named_generator
 from ..data.camera import ray_encoding
 from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, ResBlock,
                                        TransformerBlock, Unpatch, Upsample)
@@ -297,7 +296,7 @@ def _check(self: UViT3DPose, x, noise_levels, cond, control, taps):
 def golden_weights(module: nn.Module) -> nn.Module:
     "`module`, its tensors overwritten by the recipe of the goldens: noise seeded by the crc32 of the name."
     for name, p in module.state_dict().items():
-        g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        g = named_generator(name)
         fan_in = p.shape[0] if name == 'project_output.proj.weight' else math.prod(p.shape[1:])
         if name.endswith('timesteps.phases'): value = 2*math.pi*torch.rand(p.shape, generator=g)
         elif name.endswith('timesteps.freqs'): value = 2*math.pi*torch.randn(p.shape, generator=g)

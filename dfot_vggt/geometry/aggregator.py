@@ -7,7 +7,6 @@ __all__ = ['TOKEN_NAMES', 'MEAN', 'STD', 'AggregatorCfg', 'rope_positions', 'axi
            'LayerScale', 'MLP', 'Block', 'random_weights', 'Aggregator']
 
 # %% ../../nbs/geometry/00_aggregator.ipynb #30c004
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core import Cfg, expect
+from ..core import Cfg, expect, named_generator
 
 # %% ../../nbs/geometry/00_aggregator.ipynb #30c001
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def random_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     seed 0 these are the weights of the golden arrays."""
     for name, w in model.named_parameters():
         last = name.rsplit('.', 1)[-1]
-        r = torch.randn(w.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed))
+        r = torch.randn(w.shape, generator=named_generator(name, seed))
         if last == 'gamma': r = .4*(1 + .25*r)
         elif last in TOKEN_NAMES: r = .5*r
         elif w.ndim == 1: r = 1 + .1*r if last == 'weight' else .02*r      # norms; biases

@@ -451,7 +451,7 @@ def process_exists(pid: int) -> bool:
 # %% ../../nbs/geometry/06_feature_cache.ipynb #35c023
 @patch
 def verify(self: FeatureCache, names: Iterable[str] | None = None) -> dict:    # default: all shards on disk
-    "`{shard: error message}` of the damaged ones, after reading every byte."
+    "`{name: error message}` of shards that are damaged, absent, or of another format or kind. Reads every byte."
     wrong, kind = {}, self.kind
     for name in sorted(self.names() if names is None else names):
         try:

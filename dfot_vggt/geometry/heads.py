@@ -121,8 +121,8 @@ class ResidualUnit(nn.Module):
         x = F.relu(x)
         return x + self.conv2(F.relu(self.conv1(x)))
 
-def resize(x: Float[Tensor, 'b c h w'], size) -> Float[Tensor, 'b c h2 w2']:
-    "Maps resized bilinearly to `size`, corner pixel to corner pixel."
+def resize(x: Float[Tensor, 'b c h w'], size) -> Float[Tensor, 'b c h2 w2']:      # size: (h2, w2)
+    "Maps resized bilinearly to (height, width) = `size`; corner pixels map to corner pixels (align_corners=True)."
     return F.interpolate(x, tuple(size), mode='bilinear', align_corners=True)
 
 class Fusion(nn.Module):

@@ -105,7 +105,7 @@ def tiny_tokens() -> RunCfg:
     return run.replace(train=run.train.replace(lr=2e-3))
 
 def tiny_tokens_full() -> RunCfg:
-    "`tiny_tokens` with a base that is trained as well, at a tenth of the learning rate: is a frozen base a limit?"
+    "`tiny_tokens` with a base that is trained too, at a tenth of the learning rate, to test if a frozen base limits."
     run = tiny_tokens()
     train = run.train.replace(steps=400, scale=(('base.', .1),))
     return run.replace(name='tiny_tokens_full', train_base=True, train=train)
@@ -121,7 +121,7 @@ def tiny_align() -> RunCfg:
     return run.replace(train=run.train.replace(steps=400, scale=(('base.', .1),)))
 
 def tiny_all() -> RunCfg:
-    "ControlNet, tokens and memory together on the frozen base: do they add up?"
+    "ControlNet, tokens and memory together on one frozen base, to compare with each of them alone."
     run = tiny_control()
     more = dict(tokens=tiny_tokens().tokens, memory=tiny_memory().memory, history=4, cache=CacheCfg(depth=True))
     return run.replace(name='tiny_all', **more)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..geometry.aggregator import rope_positions, axis_rope_table, rotate_halves
 from ..data.camera import Cams, flip_cams, normalise_by_first, project, unproject
 from ..data.clips import Batch, Clips, Window, order
-from ..core import rng, seed_all
+from ..core import expect, rng, seed_all
 from ..geometry.heads import encode_pose, view_embedding
 from ..geometry.reconstruct import abs_rel, rotation_error, translation_error
 from ..data.scenes import Room, aim, cast
@@ -52,11 +52,15 @@ class Rooms(Clips):
 
 # %% ../../nbs/learn/05_train_vggt.ipynb #43c013
 def views(rooms: Rooms,
-          frames: int = 32,     # images per step, over all processes: many short windows or few long ones
+          frames: int = 32,     # most images per step, over all processes; at least `rooms.n_frames` per process
           seed: int = 0         # of the lengths and of the order of the rooms
           ) -> Callable:
-    "`(start, rank, world) -> iterator of (Views, step)`. All windows of a step have one length, 1 to all frames."
+    """Function `(first step, number of this process, processes) -> iterator of (Views, step)`, without end. All windows
+    of a step have the same random length, 1 to `rooms.n_frames`: many short windows, or few long ones."""
     def stream(start, rank, world):
+        least = rooms.n_frames*world
+        expect(frames >= least, 'views: frames', f'at least {least}, a window of {rooms.n_frames} frames per process', frames,
+               f'take frames={least}, or fewer than {world} processes')
         for step, items in zip(count(start), order(len(rooms), frames, seed, start)):
             length = 1 + int(torch.randint(rooms.n_frames, (), generator=rng(seed, 'frames', step)))
             windows = [rooms[j] for j in items[:frames//length][rank::world]]
