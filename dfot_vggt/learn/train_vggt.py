@@ -59,8 +59,8 @@ def views(rooms: Rooms,
     of a step have the same random length, 1 to `rooms.n_frames`: many short windows, or few long ones."""
     def stream(start, rank, world):
         least = rooms.n_frames*world
-        expect(frames >= least, 'views: frames', f'at least {least}, a window of {rooms.n_frames} frames per process', frames,
-               f'take frames={least}, or fewer than {world} processes')
+        expect(frames >= least, 'views: frames', f'at least {least}, a window of {rooms.n_frames} frames per process',
+               frames, f'take frames={least}, or fewer than {world} processes')
         for step, items in zip(count(start), order(len(rooms), frames, seed, start)):
             length = 1 + int(torch.randint(rooms.n_frames, (), generator=rng(seed, 'frames', step)))
             windows = [rooms[j] for j in items[:frames//length][rank::world]]
