@@ -44,6 +44,8 @@ class Injector(nn.Module):
 
     def __init__(self, base: UViT3DPose):      # the denoiser; frozen and put in eval mode here
         super().__init__()
+        expect(isinstance(base, CachedUViT3DPose), type(self).__name__, 'a base of class CachedUViT3DPose',
+               type(base).__name__, 'pass denoiser.pose_cache.cached(base), which shares its parameters')
         self._base = (base.requires_grad_(False).eval(),)      # in a tuple: not in state_dict, optimizer or EMA
 
     @property
