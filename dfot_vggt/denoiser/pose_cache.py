@@ -298,10 +298,11 @@ class CachedUViT3DPose(UViT3DPose):
         chosen = inputs if target is None else inputs.frames(target)
 
         h = at('embed', self.embed_input((x if context_maps is None else x[:, target]).flatten(0, 1)))     # encode
-        h, fine = self.run_down(h, range(separate), inputs if context_maps is None else chosen, at)
+        h, skips = self.run_down(h, range(separate), inputs if context_maps is None else chosen, at)
         if context_maps is not None: h = fill_frames(context_maps, target, h)
         h, coarse = self.run_down(h, range(separate, last), inputs, at)
-        skips = fine + coarse
+        skips += coarse
+        del coarse                                     # or it would keep the maps of the way down until the end
 
         h = self.run_modulated_level(self.mid_blocks, 'mid', last, at('mid.in', h), *inputs, at)            # middle
 
