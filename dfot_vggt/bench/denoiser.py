@@ -13,10 +13,8 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from fastcore.script import call_parse
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from ..denoiser import layers
 from ..measure import Report, alone, measure, report

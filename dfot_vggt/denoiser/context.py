@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import expect
-from .pose_cache import CachedUViT3DPose
 from .uvit import UViT3DPose
 
 # %% ../../nbs/denoiser/08_context.ipynb #27c007

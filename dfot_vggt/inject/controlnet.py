@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import Cfg, expect
 from ..denoiser.layers import zero_init
-from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
+from ..denoiser.pose_cache import PoseCond
 from ..denoiser.uvit import Level, UViT3DPose
 from ..geometry.features import Geometry, area_mean, place, regrid
 from .injector import Injector

@@ -18,7 +18,6 @@ from ..core import expect, rng
 from ..geometry.features import Geometry, regrid
 from ..denoiser.layers import zero_init
 from .points import PointsCfg, SpatialMemory
-from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 
 # %% ../../nbs/inject/04_memory.ipynb #34c025

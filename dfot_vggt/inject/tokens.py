@@ -22,7 +22,6 @@ from .injector import Injector, Probe
 from ..core import Cfg, expect
 from ..geometry.features import EMPTY, Geometry
 from ..denoiser.layers import RMSNorm, zero_init
-from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
 from ..denoiser.uvit import UViT3DPose
 
 # %% ../../nbs/inject/02_tokens.ipynb #33c069

@@ -21,7 +21,6 @@ from ..core import atomic_write, commit, device, expect, rng
 from ..data.camera import Cams, normalise_by_first
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import Diffusion, make_diffusion
-from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.features import Geometry
 from ..inject.injector import Injected, window_geometry

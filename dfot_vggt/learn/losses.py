@@ -21,7 +21,6 @@ from ..core import expect, rng
 from ..data.clips import Batch, loader, order
 from ..denoiser.diffusion import Diffusion, make_diffusion
 from ..denoiser.tasks import train_levels
-from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.features import digest
 from ..geometry.manifest import Manifest, make_manifest

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..core import expect, rng
 from ..denoiser.diffusion import Diffusion
 from ..show import Fig, f32, fig, to_uint8
-from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 
 # %% ../../nbs/widgets/00_level_explorer.ipynb #50c045
