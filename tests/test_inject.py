@@ -15,7 +15,7 @@ from dfot_vggt.data.clips import Batch
 from dfot_vggt.inject.checks import (Probe, check_addressing, check_trains, check_branches, check_in_place, check_in_view, check_gradient_path, check_no_leak, check_same_init,
                                      check_same_output)
 from dfot_vggt.inject.controlnet import ControlCfg
-from dfot_vggt.core import LoadError
+from dfot_vggt.weights import LoadError
 from dfot_vggt.denoiser.diffusion import DiffusionCfg, make_diffusion
 from dfot_vggt.geometry.features import features
 from dfot_vggt.denoiser.guidance import HistoryGuidance, guidance_from

@@ -20,7 +20,8 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import Cfg, asset, atomic_write, build, device, expect, folder_lock, read_tensors
+from ..core import Cfg, asset, atomic_write, build, device, expect, folder_lock
+from ..weights import read_tensors
 from ..data.clips import Clips, Window
 from ..data.re10k import cover_crop, crop_cams, read_poses
 from ..denoiser.checkpoints import load_dfot

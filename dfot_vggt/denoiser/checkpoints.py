@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..core import LoadError, expect, load_report, read_tensors
+from ..core import expect
+from ..weights import LoadError, load_report, read_tensors
 from .pose_cache import CachedUViT3DPose
 from .pose_cache import CachedUViT3DPose
 from .uvit import UViTCfg

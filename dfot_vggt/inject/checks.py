@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..core import load_report, rng
+from ..core import rng
+from ..weights import load_report
 from ..data.camera import Cams, project, unproject
 from ..geometry.features import EMPTY, Geometry
 from .injector import COPIED_PREFIXES, Probe, random_gates, train_briefly

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from ..core import LoadReport, expect, load_report, read_tensors, rng
+from ..core import expect, rng
+from ..weights import LoadReport, load_report, read_tensors
 from ..data.clips import Batch
 from ..denoiser.tasks import CONTEXT, PAD
 from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import atomic_write, commit, device, expect, load_report, read_tensors
+from ..core import atomic_write, commit, device, expect
+from ..weights import load_report, read_tensors
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import make_diffusion
 from ..denoiser.uvit import UViT3DPose

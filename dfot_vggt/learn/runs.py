@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core import asset, atomic_write, build, device, expect, load_report, read_tensors, seed_all
+from ..core import asset, atomic_write, build, device, expect, seed_all
+from ..weights import load_report, read_tensors
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose

@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import (Cfg, atomic_write, contents, device, expect, folder_lock, half_is_fast, load_report,
-                            read_tensors, rng)
+from ..core import Cfg, atomic_write, contents, device, expect, folder_lock, half_is_fast, rng
+from ..weights import load_report, read_tensors
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
