@@ -23,13 +23,13 @@ from torch import Tensor
 from ..core import Cfg, asset, atomic_write, build, device, expect, folder_lock
 from ..weights import read_tensors
 from ..data.clips import Clips, Window
+from ..data.images import open_image
 from ..data.re10k import cover_crop, crop_cams, read_poses
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.diffusion import Diffusion, DiffusionCfg, make_diffusion
 from ..denoiser.rollout import RolloutState, plan_rollout, sample_frames, stream
 from ..denoiser.uvit import UViT3DPose, UViTCfg
 from ..geometry.features import digest
-from ..geometry.vggt import open_image
 from ..inject.injector import GeometryGuide
 from ..learn.config import RunCfg
 from ..learn.runs import INJECTORS, build_trainable, load_run, online_features
