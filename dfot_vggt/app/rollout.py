@@ -60,14 +60,15 @@ def dfot_rollout(model: str = 'tiny_base',      # folder of a run, name of shipp
     if not 0 <= eta <= 1: raise SystemExit(f'--eta: expected a number from 0 to 1, got {eta}; pass e.g. --eta .5')
     if reconstruction < 0:
         raise SystemExit(f'--reconstruction: expected 0 or more, got {reconstruction}; pass e.g. --reconstruction .1')
-    from dfot_vggt.app.generate import generate, load_model, read_start
+    from dfot_vggt.app.generate import cams_for, generate, load_model, read_start
     from dfot_vggt.core import device, keep_memory
     from dfot_vggt.denoiser.guidance import guidance_from
     from dfot_vggt.geometry.features import digest
     keep_memory()
     try:
         net, diffusion, guide = load_model(model, window_frames)
-        first, path, name = read_start(net.cfg.size, image, cams, clip, context, frames, skip, places)
+        start = image, cams, clip, context, frames, skip, places, cams_for(model)
+        first, path, name = read_start(net.cfg.size, *start)
         options = dict(guidance=guidance_from(guidance), between=guidance_from(between) if between else None,
                        density=density or None, sliding_context=sliding_context or None, batch=batch, steps=steps,
                        at=places or None, eta=eta, reconstruction=reconstruction, seed=seed)

@@ -183,6 +183,35 @@ def _check_cloud(cloud):
     expect(bool(finite), 'cloud', 'finite points and colours', 'NaN or infinity', 'remove those points')
 
 # %% ../../nbs/geometry/05_reconstruct.ipynb #38c061
+def _units(sizes): return torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float64)
+
+def _in_frames(cloud: Cloud, cams, size):
+    "`(sizes, cameras, pixels, names)` of the frames of a video, in float64."
+    expect(size is not None, 'size', '(h, w) of the images in pixels', None, 'pass e.g. size=video.shape[2:]')
+    h, w = size
+    xy = cloud.uv.detach().cpu().double()*torch.tensor([w, h])
+    return [(h, w)]*len(cams), cams.detach().cpu().double(), xy, [f'frame_{i:04}.png' for i in range(len(cams))]
+
+def _in_files(cloud: Cloud, cams, size):
+    "`(sizes, cameras, pixels, names)` of the files of photographs, in float64."
+    files, frame = cloud.photographs, cloud.frame.cpu()
+    expect(size is None, 'size', 'None for a cloud of photographs', size,
+           'leave it out: the sizes are those of the files')
+    cams, uv = cams.detach().cpu().double(), cloud.uv.detach().cpu().double()
+    off = (project(cloud.points.detach().cpu().double(), cams[frame])[0] - uv).norm(dim=-1).median().item()
+    expect(off < .01, 'cams', 'cameras of the frames, which project the points to their pixels',
+           f'cameras that are {off:.3f} image sizes off', 'pass the prediction: it is converted to the files here')
+    turned = [(str(p), n) for p, n in zip(files.paths, files.orientations) if n > 1]
+    if turned:
+        path, number = turned[0]
+        warnings.warn(f'{path}: stored with EXIF orientation {number}, and {len(turned)} of {len(cams)} files are. The '
+                      'model is that of the upright pictures; COLMAP ignores the tag: give it copies that '
+                      'dfot_vggt.data.images.save_upright makes')
+    h, w = files.images.shape[2:]
+    return (files.sizes.tolist(), files.cams_of_files(cams), files.to_files(uv*torch.tensor([w, h]), frame),
+            files.names)
+
+# %% ../../nbs/geometry/05_reconstruct.ipynb #38c076
 def write_colmap(folder,
                  cloud: Cloud,
                  cams: Float[Tensor, 's 16'],       # of the frames from which the cloud was made
@@ -221,30 +250,3 @@ def write_colmap(folder,
         a.write_text(''.join(row(i + 1, 'PINHOLE', *lens) for i, lens in enumerate(lenses)))
         b.write_text(''.join(pose + ' '.join(line) + '\n' for pose, line in zip(poses, pixels)))
         p.write_text(''.join(row(i + 1, *x, *rgb, 0., f + 1, k) for i, (x, rgb, f, k) in enumerate(rows)))
-
-def _units(sizes): return torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float64)
-
-def _in_frames(cloud: Cloud, cams, size):
-    "`(sizes, cameras, pixels, names)` of the frames of a video, in float64."
-    expect(size is not None, 'size', '(h, w) of the images in pixels', None, 'pass e.g. size=video.shape[2:]')
-    h, w = size
-    xy = cloud.uv.detach().cpu().double()*torch.tensor([w, h])
-    return [(h, w)]*len(cams), cams.detach().cpu().double(), xy, [f'frame_{i:04}.png' for i in range(len(cams))]
-
-def _in_files(cloud: Cloud, cams, size):
-    "`(sizes, cameras, pixels, names)` of the files of photographs, in float64."
-    files, frame = cloud.photographs, cloud.frame.cpu()
-    expect(size is None, 'size', 'None for a cloud of photographs', size,
-           'leave it out: the sizes are those of the files')
-    cams, uv = cams.detach().cpu().double(), cloud.uv.detach().cpu().double()
-    off = (project(cloud.points.detach().cpu().double(), cams[frame])[0] - uv).norm(dim=-1).median().item()
-    expect(off < .01, 'cams', 'cameras of the frames, which project the points to their pixels',
-           f'cameras that are {off:.3f} image sizes off', 'pass the prediction: it is converted to the files here')
-    turned = [(str(p), n) for p, n in zip(files.paths, files.orientations) if n > 1]
-    if turned:
-        warnings.warn(f'{turned[0][0]}: stored with EXIF orientation {turned[0][1]} ({len(turned)} files of {len(cams)} '
-                      'are turned). The model is that of the upright pictures; COLMAP ignores the tag: give it copies '
-                      'that dfot_vggt.data.images.save_upright makes')
-    h, w = files.images.shape[2:]
-    return (files.sizes.tolist(), files.cams_of_files(cams), files.to_files(uv*torch.tensor([w, h]), frame),
-            files.names)
