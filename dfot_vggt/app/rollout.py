@@ -47,6 +47,8 @@ def dfot_rollout(model: str = 'tiny_base',      # folder of a run, name of shipp
                  crf: int = 18):                # quality of the video: 0 best, 51 worst
     """Generate a long video along given cameras, from one image, several or none. The video can be played while it
     grows; the same command continues an interrupted one.
+    A released checkpoint gets the cameras of the file, the package's models those of the square that is cut from a wide
+    picture: each what it was trained with.
     Shipped weights are tiny_base, tiny_control, tiny_memory, tiny_tokens. Guidance is one of conditional,
     stabilized_conditional, vanilla, stabilized_vanilla, fractional, stabilized_fractional, temporal, custom, with its
     numbers as arguments.
