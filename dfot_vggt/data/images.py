@@ -115,9 +115,9 @@ def _colour16(path: Path, format: str, image: Image.Image, turn) -> Float[Tensor
     upper = np.array(image).reshape(*image.size[::-1], -1)
     same = upper.shape[:2] == values.shape[:2] and (values[..., :upper.shape[-1]] >> 8 == upper).all()
     expect(same, str(path), 'an image of 8 bits, or 16 bits as PNG', f'16 bits as {format} {image.mode}', way_out)
-    x = torch.from_numpy(values.astype(np.float64)/65535).movedim(-1, 0)
+    x = torch.from_numpy(values.astype(np.float32)/65535).movedim(-1, 0)
     alpha = x[3:] if len(x) == 4 and image.has_transparency_data else 1.
-    return (x[:3]*alpha + 1 - alpha).float()
+    return x[:3]*alpha + (1 - alpha)
 
 def _values16(path: Path, format: str) -> UInt16[np.ndarray, 'h w c']:
     "Values of a PNG or TIFF with 16 bits per colour, as stored: RGB or RGBA. Grey with alpha becomes RGBA."
