@@ -7,6 +7,7 @@ __all__ = ['Inert', 'read_tensors', 'LoadError', 'not_finite', 'save_weights', '
            'load_report']
 
 # %% ../nbs/04_weights.ipynb #w0403
+import json
 import pickle
 import re
 import zipfile
@@ -113,7 +114,19 @@ def save_weights(path,
         return x.detach().cpu().clone(memory_format=torch.contiguous_format) if shared else x.detach().cpu().contiguous()
     stored = {n: plain(x) for n, x in tensors.items()}
     texts = {str(k): str(v) for k, v in about.items() if v is not None}
-    with atomic_write(path) as tmp: save_file(stored, tmp, texts)
+    with atomic_write(path) as tmp:
+        save_file(stored, tmp, texts)
+        _sort_header_(tmp)
+
+def _sort_header_(path):
+    "Put the texts of a safetensors header into alphabetical order: the library writes them in a random one."
+    with open(path, 'r+b') as f:
+        size = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(size))
+        header['__metadata__'] = dict(sorted(header.get('__metadata__', {}).items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+        f.seek(8)
+        if len(text) <= size: f.write(text.ljust(size))
 
 def read_about(path) -> dict[str, str]:
     "What a file of weights says about itself; {} if it says nothing. Only the header of the file is read."
