@@ -111,7 +111,8 @@ def save_weights(path,
     places = [x.untyped_storage().data_ptr() for x in tensors.values()]
     def plain(x):                                            # safetensors stores no two views of one memory
         shared = places.count(x.untyped_storage().data_ptr()) > 1
-        return x.detach().cpu().clone(memory_format=torch.contiguous_format) if shared else x.detach().cpu().contiguous()
+        x = x.detach().cpu()
+        return x.clone(memory_format=torch.contiguous_format) if shared else x.contiguous()
     stored = {n: plain(x) for n, x in tensors.items()}
     texts = {str(k): str(v) for k, v in about.items() if v is not None}
     with atomic_write(path) as tmp:
@@ -153,11 +154,10 @@ def check_about(path,
 
 def _way_out(keys: list) -> str:
     "What to do about the first of these keys that differs."
-    for key, step in dict(kind='load the averaged weights, model.safetensors of the run', name='load the file of this recipe',
-                          recipe='load the file with the recipe.yaml beside it', base='load the base of its recipe',
-                          vggt='set vggt_weights to the geometry model that it was trained with').items():
-        if key in keys: return step
-    return 'load the file that fits'
+    ways_out = dict(kind='load the averaged weights, model.safetensors of the run', name='load the file of this recipe',
+                    recipe='load the file with the recipe.yaml beside it', base='load the base of its recipe',
+                    vggt='set vggt_weights to the geometry model that it was trained with')
+    return next((step for key, step in ways_out.items() if key in keys), 'load the file that fits')
 
 # %% ../nbs/04_weights.ipynb #00c004
 @dataclass(frozen=True)

@@ -210,9 +210,10 @@ def _check_base(model, state, prefix='', *_, source: str = 'weights'):
     stored = _hex(state.get(f'{prefix}base_hash'))
     if not stored or model.train_base: return
     current = _hex(base_hash(model.base))
-    expect(stored == current, source, f'injectors ({", ".join(model.injectors)}) that were trained on the base {current[:12]}',
-           f'injectors of the base {stored[:12]}', 'their residuals do not fit another base: load the base of their recipe, '
-           "train them again, or, if you mean it, load_injected(..., mismatch_ok=('base',))", LoadError)
+    expected = f'injectors ({", ".join(model.injectors)}) that were trained on the base {current[:12]}'
+    expect(stored == current, source, expected, f'injectors of the base {stored[:12]}',
+           'their residuals do not fit another base: load the base of their recipe, train them again, or, if you mean '
+           "this base, pass mismatch_ok=('base',) to load_injected or load_run", LoadError)
 
 # %% ../../nbs/inject/00_injector.ipynb #44c026
 def load_injected(model: Injected,
