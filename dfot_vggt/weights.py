@@ -330,7 +330,7 @@ def weights_file(source) -> Path:
     if usual: return folder/usual
     if (folder/'latest').is_file() or any('mp_rank_' in n for n in files): return _deepspeed_file(folder)
     states = sorted([*folder.glob('step-*.pt'), *folder.glob('state/step-*.pt')])
-    if states: return states[-1]
+    if states: return states[-1]                  # of a run of this package; the newest
     whole = [n for n in files if n.endswith(('.safetensors', '.ckpt', '.pt', '.pth')) and not re.search(r'-\d+-of-|optim', n)]
     if len(whole) == 1: return folder/whole[0]
     below = sorted({p.parent.name for end in _USUAL for p in folder.glob(f'*/{end}')})
