@@ -145,9 +145,13 @@ def _sort_header_(path):
         if len(text) <= size: f.write(text.ljust(size))
 
 def read_about(path) -> dict[str, str]:
-    "What a file of weights says about itself; {} if it says nothing. Only the header of the file is read."
+    """What a file of weights says about itself; {} if it says nothing. Of a safetensors file only the header is read.
+    A torch file may have an entry `about`, as the states of this package."""
     path = Path(path)
-    if path.suffix != '.safetensors' and path.is_file(): return {}
+    if path.suffix != '.safetensors' and path.is_file():
+        try: about = read_tensors(path, INERT).get('about') if _kind(path) == 'a torch file' else {}
+        except (ValueError, AttributeError): return {}
+        return {str(k): v for k, v in about.items() if isinstance(v, str)} if isinstance(about, Mapping) else {}
     try:
         with safe_open(path, 'pt') as f: return dict(f.metadata() or {})
     except (SafetensorError, OSError): read_tensors(path)                     # raises what is wrong with the file
