@@ -101,21 +101,23 @@ def _prune(run, root, also, dry_run):
 def _check_options(root: str, chosen: list, plan: bool, prune: bool, rate: float, also: list, changes: dict):
     "Raise `ValueError` for options that do not fit together or have no meaning. `chosen`: names of the actions."
     def need(ok, option, expected, got, way_out):
-        if not ok: raise ValueError(f'{option}: expected {expected}, got {got!r}; {way_out}')
+        if not ok: raise ValueError(f'{option}: expected {expected}, got {got}; {way_out}')
     if len(chosen) > 1: raise ValueError(f'expected one of --plan, --verify, --repair, --prune, got {len(chosen)}; '
                                          'run the command once for each')
     for name, least in dict(grid=0, channels=0, finite=1).items():
         value = changes.get(name, least)
-        need(value >= least, f'--{name}', f'a whole number of at least {least}', value, 'or leave it out: the recipe has one')
+        need(value >= least, f'--{name}', f'a whole number of at least {least}', value,
+             'leave it out to take that of the recipe')
     need(changes.get('finite', 1) <= 10**7, '--finite', 'at most 10,000,000 windows', changes.get('finite'),
          'pass fewer: the list of all windows is held in memory')
     need(changes.get('dtype', 'float16') in ('float16', 'bfloat16', 'float32'), '--dtype',
-         'float16, bfloat16 or float32', changes.get('dtype'), 'float16 is what the recipes use')
+         'float16, bfloat16 or float32', repr(changes.get('dtype')), 'float16 is what the recipes use')
     need(rate >= 0 and math.isfinite(rate), '--rate', 'TFLOP/s above 0', rate, 'pass e.g. --rate 400')
     need(not rate or plan and not prune, '--rate', '--plan beside it', 'none', 'add --plan, or leave --rate out')
     need(not also or prune, '--also', '--prune beside it', 'none', 'add --prune, or leave --also out')
-    for place in also: need(place and Path(place).exists(), '--also', 'an existing YAML file or folder', place, 'check its name')
-    need(root, '--root', 'the name of a folder', root, "pass '.' for the current folder")
+    for place in also: need(place and Path(place).exists(), '--also', 'an existing YAML file or folder', repr(place),
+                            'check its name')
+    need(root, '--root', 'the name of a folder', repr(root), "pass '.' for the current folder")
     need(Path(root).is_dir() or not os.path.lexists(root), '--root', 'a folder', f'{root}, which is none', 'pass another')
     for action in {'--verify', '--repair', '--prune'} & {*chosen}:
         need((Path(root)/'features').is_dir(), f'{action} {root}/features', 'the folder of a feature cache', 'none',
