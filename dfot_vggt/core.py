@@ -12,24 +12,22 @@ import ctypes
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import importlib.util
-import inspect
 import math
 import os
 import random
 import re
-import reprlib
 import subprocess
 import sys
 import time
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
+from operator import ge, gt, le, lt
 from pathlib import Path
 from types import NoneType, UnionType
 
@@ -85,6 +83,7 @@ def folder_lock(folder):
 
 # %% ../nbs/00_core.ipynb #00c0d0
 _UNFIT = object()
+_origin, _inner = cache(typing.get_origin), cache(typing.get_args)       # the two parts of an annotation
 _NOT_ONE_LINE = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff]|\$\{')      # control characters, and what OmegaConf resolves
 
 def _number(value, kind):
@@ -102,11 +101,6 @@ def _as_tuple(value, inner: tuple):
     out = tuple(map(_fitted, value, kinds))
     return out if len(kinds) == len(value) and not any(v is _UNFIT for v in out) else _UNFIT
 
-@cache
-def _parts(kind) -> tuple:
-    "`(origin, arguments)` of an annotation, e.g. of `tuple[int, ...]`; both are empty for a class."
-    return typing.get_origin(kind), typing.get_args(kind)
-
 def _fitted(value, kind):
     """`value` as type `kind`, or `_UNFIT`: whole numbers become floats, lists tuples, paths text. No bool is a number.
     Without a type (`object`) only the entries of tuples are checked."""
@@ -114,7 +108,7 @@ def _fitted(value, kind):
     if kind is bool: return value if isinstance(value, bool) else _UNFIT
     if kind is str and isinstance(value, Path): value = str(value)
     if isinstance(value, str) and _NOT_ONE_LINE.search(value): return _UNFIT
-    origin, inner = _parts(kind)
+    origin, inner = _origin(kind), _inner(kind)
     if origin in (typing.Union, UnionType):
         if type(value) in (int, bool) and type(value) in inner: return _fitted(value, type(value))
         return next((v for k in inner if (v := _fitted(value, k)) is not _UNFIT), _UNFIT)
@@ -135,17 +129,15 @@ def _field_types(cls) -> dict:
 def _in_words(kind) -> str:
     "A type as an error message calls it."
     words = {int: 'a whole number', float: 'a finite number', bool: 'True or False', NoneType: 'None',
-             str: "one line of text without '${'", tuple: 'a tuple (a list in YAML)', object: 'finite numbers'}
-    if kind in words: return words[kind]
-    inner = typing.get_args(kind)
-    if typing.get_origin(kind) in (typing.Union, UnionType): return ' or '.join(map(_in_words, inner))
-    if typing.get_origin(kind) is not tuple: return getattr(kind, '__name__', str(kind))
-    if inner[-1] is ...: return f'a tuple (a list in YAML), each entry {_in_words(inner[0])}'
-    return f'a tuple (a list in YAML) of {len(inner)}: {", ".join(map(_in_words, inner))}'
+             str: "one line of text without '${'", tuple: 'a tuple (a list in YAML)', ...: 'and so on'}
+    origin, inner = _origin(kind), _inner(kind)
+    if origin in (typing.Union, UnionType): return ' or '.join(map(_in_words, inner))
+    if origin is tuple: return f'a tuple (a list in YAML): {", ".join(map(_in_words, inner))}'
+    return words.get(kind, getattr(kind, '__name__', str(kind)))
 
 def _repair(value, kind, name: str, default) -> str:
     "Way out for a value that does not fit its annotation."
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
+    kinds = _inner(kind) or (kind,)
     if isinstance(value, str) and {int, float} & {*kinds}:
         try: number = _number(float(value), float)
         except ValueError: number = _UNFIT
@@ -192,8 +184,8 @@ class Cfg:
         for name, interval in ranges.items():
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-            outside = [v for v in numbers if not _inside(v, interval)]
-            if outside: _refuse_number(self, name, outside[0], interval)
+            for v in numbers:
+                if not _lies_in(interval)(v): _refuse_number(self, name, v, interval)
 
     def check_choices(self, **choices):
         "Raise `ValueError` for a field that is none of its choices, e.g. `check_choices(precision=('no', 'bf16'))`."
@@ -224,30 +216,24 @@ class Cfg:
 
 # %% ../nbs/00_core.ipynb #00c0d9
 @cache
-def _bounds(interval: str) -> tuple:
-    "`(least, most, least is inside, most is inside)` of an interval such as '(0, 1]'."
+def _lies_in(interval: str) -> Callable:
+    "Function of a value: whether it is a number inside an interval such as '(0, 1]'."
     least, most = map(float, interval[1:-1].split(', '))
-    return least, most, interval[0] == '[', interval[-1] == ']'
-
-def _inside(number, interval: str) -> bool:
-    "Whether a value is a number inside an interval."
-    if isinstance(number, bool) or not isinstance(number, (int, float)): return False
-    least, most, closed_left, closed_right = _bounds(interval)
-    return least < number < most or (closed_left and number == least) or (closed_right and number == most)
+    above, below = ge if interval[0] == '[' else gt, le if interval[-1] == ']' else lt
+    return lambda v: type(v) in (int, float) and above(v, least) and below(v, most)
 
 def _refuse_type(cfg, name: str, value, kind):
     "Raise `TypeError` for a field whose value does not fit its annotation."
-    default = cfg.__dataclass_fields__[name].default
-    expect(False, f'{type(cfg).__name__}.{name}', _in_words(kind), f'{_shown(value)} ({type(value).__name__})',
-           _repair(value, kind, name, default), error=TypeError)
+    way_out = _repair(value, kind, name, cfg.__dataclass_fields__[name].default)
+    expect(False, f'{type(cfg).__name__}.{name}', _in_words(kind), f'{_shown(value)} ({type(value).__name__})', way_out,
+           error=TypeError)
 
 def _refuse_number(cfg, name: str, number, interval: str):
     "Raise `ValueError` for a number outside its interval."
     least, most = interval[1:-1].split(', ')
-    above = f'{"at least" if interval[0] == "[" else "more than"} {least}'
-    default = cfg.__dataclass_fields__[name].default
-    expect(False, f'{type(cfg).__name__}.{name}', above if most == 'inf' else f'a number in {interval}', _shown(number),
-           'use such a number' if default in (MISSING, None) else f'the default is {_shown(default)}')
+    above, default = 'at least' if interval[0] == '[' else 'more than', cfg.__dataclass_fields__[name].default
+    expect(False, f'{type(cfg).__name__}.{name}', f'{above} {least}' if most == 'inf' else f'a number in {interval}',
+           _shown(number), 'use one' if default in (MISSING, None) else f'the default is {_shown(default)}')
 
 # %% ../nbs/00_core.ipynb #00c0da
 def _target(cls) -> str:
@@ -282,9 +268,9 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         event = self.peek_event()
-        if getattr(event, 'anchor', None): self.refuse(event, 'a reference (& or *)', 'write the value out')
-        if getattr(event, 'tag', None): self.refuse(event, f'the tag {event.tag!r}', 'remove it')
-        if self.level > DEEPEST_YAML: self.refuse(event, f'more than {DEEPEST_YAML} levels', 'nest less deeply')
+        self.check(not event.anchor, event, 'a reference (& or *)', 'write the value out')
+        self.check(not getattr(event, 'tag', None), event, 'a tag (!)', 'remove it')
+        self.check(self.level < DEEPEST_YAML, event, f'more than {DEEPEST_YAML} levels', 'nest less deeply')
         self.level += 1
         node = super().compose_node(parent, index)
         self.level -= 1
@@ -294,26 +280,27 @@ class _PlainLoader(yaml.SafeLoader):
         out = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str): self.refuse(key_node, 'a key that is no text', 'put the key in quotes')
-            if key in out: self.refuse(key_node, f'{_shown(key)} twice', 'remove one of the two lines')
+            self.check(isinstance(key, str), key_node, 'a key that is no text', 'put the key in quotes')
+            self.check(key not in out, key_node, f'{_shown(key)} twice', 'remove one of the two lines')
             out[key] = self.construct_object(value_node)
         return out
 
     def construct_scalar(self, node):
         text = super().construct_scalar(node)
-        if '${' in text: self.refuse(node, "'${'", 'write the value itself: nothing is evaluated in a config file')
+        self.check('${' not in text, node, "'${'", 'write the value itself: nothing is evaluated in a config file')
         return text
 
-    def refuse(self, at, got: str, way_out: str):
-        raise yaml.MarkedYAMLError(problem=got, problem_mark=at.start_mark, note=way_out)
+    def check(self, ok: bool, at, got: str, way_out: str):
+        if not ok: raise yaml.MarkedYAMLError(problem=got, problem_mark=at.start_mark, note=way_out)
 
-for _tag, _pattern, _first in (
-    ('null', r'~|null|Null|NULL|', ['~', 'n', 'N', '']),
-    ('bool', r'yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF', 'yYnNtTfFoO'),
-    ('int', r'[-+]?(?:0|[1-9][0-9_]{0,30})', '-+0123456789'),
-    ('float', r'[-+]?(?:(?:[0-9][0-9_]*)?\.[0-9][0-9_]*|[0-9][0-9_]*\.|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?', '-+.0123456789'),
-    ('float', r'[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)', '-+.')):
-    _PlainLoader.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'(?:{_pattern})$'), [*_first])
+# What is not quoted and has one of these forms is no text.
+_FORMS = dict(
+    null=r'~|null|Null|NULL|', int=r'[-+]?(?:0|[1-9][0-9_]{0,30})',
+    bool=r'yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF',
+    float=r'[-+]?(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|'
+          r'\.(?:nan|NaN|NAN)')
+for _type, _form in _FORMS.items():
+    _PlainLoader.add_implicit_resolver(f'tag:yaml.org,2002:{_type}', re.compile(rf'(?:{_form})\Z', re.A), None)
 
 def read_yaml(path):
     """Content of a YAML file as plain containers, text and numbers; None if it is empty. `FileNotFoundError` without a
@@ -322,15 +309,14 @@ def read_yaml(path):
     expect(path.is_file(), str(path), 'a YAML file', 'a folder' if path.is_dir() else 'no file',
            'pass the path of an existing YAML file', error=FileNotFoundError)
     with open(path, 'rb') as f: data = f.read(LARGEST_YAML + 1)
-    expect(len(data) <= LARGEST_YAML, str(path), f'a config of at most {LARGEST_YAML:,} bytes', f'{path.stat().st_size:,}',
-           'check that this is the right file')
+    expect(len(data) <= LARGEST_YAML, str(path), f'a config of at most {LARGEST_YAML:,} bytes',
+           f'{path.stat().st_size:,}', 'check that this is the right file')
     try: return yaml.load(data.decode('utf-8-sig'), _PlainLoader)
     except UnicodeDecodeError as e: got, way_out = f'byte {e.start} that is no UTF-8', 'save the file as UTF-8 text'
     except yaml.MarkedYAMLError as e:
-        at = f' in line {e.problem_mark.line + 1}, column {e.problem_mark.column + 1}' if e.problem_mark else ''
-        got, way_out = f'{e.problem or e.context}{at}', e.note or 'repair this line, or write the file again'
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        got, way_out = str(e).splitlines()[0], 'write the file again'
+        got = f'{e.problem} in line {e.problem_mark.line + 1}, column {e.problem_mark.column + 1}'
+        way_out = e.note or 'repair this line'
+    except yaml.YAMLError as e: got, way_out = str(e).splitlines()[0], 'remove this character'
     expect(False, str(path), 'plain YAML (mappings, lists, text, numbers)', got, way_out)
 
 # %% ../nbs/00_core.ipynb #00c020
@@ -346,9 +332,9 @@ def build(spec,                                 # dict, or path of a YAML file, 
            'an empty file' if content is None else _shown(content), 'pass a file that a run saved, or write one with '
            'cfg.save(path)', error=TypeError)
     try: return _build_tree(content, prefixes, kind or Cfg)
-    except (OSError, KeyError, TypeError, ValueError) as e:
-        kinds = PermissionError, OSError, KeyError, TypeError, ValueError
-        raise next(c for c in kinds if isinstance(e, c))(f'{spec}: {e.args[0] if e.args else e}') from None
+    except (PermissionError, KeyError, TypeError, ValueError) as e:
+        kind = next(c for c in (PermissionError, KeyError, TypeError, ValueError) if isinstance(e, c))
+        raise kind(f'{spec}: {e.args[0] if e.args else e}') from None
 
 def _build_tree(o, prefixes, kind):
     "The object of a tree of `_target_` dicts; `TypeError` if it is none of class `kind`."
@@ -423,11 +409,12 @@ def check_word(what: str, name: str):
 # %% ../nbs/00_core.ipynb #00c0e1
 def instantiate_from_config(config,              # dict with `target` and `params`, or one of two markers
                             prefixes: tuple = ('dfot_vggt.',)):    # modules that it may name, as in `build`
-    """Object of the class `target` with the arguments `params`, as in LDM and VideoCrafter; None for the markers
-    '__is_first_stage__' and '__is_unconditional__'. `KeyError` without `target`, `PermissionError` for a foreign one."""
+    """Object of class `target` with the arguments `params`, as in LDM and VideoCrafter; None for '__is_first_stage__'
+    and '__is_unconditional__'. `KeyError` without `target`, `PermissionError` for a foreign one."""
     config = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
     if isinstance(config, str) and config in ('__is_first_stage__', '__is_unconditional__'): return None
-    if not isinstance(config, Mapping) or 'target' not in config: raise KeyError('Expected key `target` to instantiate.')
+    if not isinstance(config, Mapping) or 'target' not in config:
+        raise KeyError('Expected key `target` to instantiate.')
     name, params = config['target'], config.get('params')
     params = {} if params is None else params
     _check_target('target', name, prefixes)
@@ -437,18 +424,15 @@ def instantiate_from_config(config,              # dict with `target` and `param
     slip = [k for k in config if k != 'params' and difflib.get_close_matches(str(k), ['params'], 1, .7)]
     expect('params' in config or not slip, name, 'params', slip, "did you mean 'params'?", error=KeyError)
     cls, kw = _trusted_class(name, prefixes), _build(params)
-    if issubclass(cls, Cfg): return _construct_cfg(cls, kw)
-    try: inspect.signature(cls).bind(**kw)
-    except TypeError as e: expect(False, name, 'arguments of its constructor', e, 'correct `params`', error=TypeError)
-    except ValueError: pass                                              # some classes of C have no signature
-    return cls(**kw)
+    return _construct_cfg(cls, kw) if issubclass(cls, Cfg) else cls(**kw)
 
 def _trusted_class(name: str, prefixes) -> type:
     "The class of a checked name: defined under the prefixes; in this package a config or a network."
     cls, packaged = _imported(name), _below(name, ('dfot_vggt.',))
-    ok = isinstance(cls, type) and _below(cls.__module__, prefixes) and (issubclass(cls, (Cfg, nn.Module)) or not packaged)
-    expect(ok, name, 'a config or a network' if packaged else f'a class that is defined in {" or ".join(prefixes)}',
-           _shown(cls), 'write the full name of such a class', error=TypeError)
+    ok = isinstance(cls, type) and _below(cls.__module__, prefixes)
+    words = 'a config or a network' if packaged else f'a class that is defined in {" or ".join(prefixes)}'
+    expect(ok and (issubclass(cls, (Cfg, nn.Module)) or not packaged), name, words, _shown(cls),
+           'write the full name of such a class', error=TypeError)
     return cls
 
 # %% ../nbs/00_core.ipynb #00c028
