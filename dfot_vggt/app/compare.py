@@ -66,6 +66,11 @@ class StudyCfg(Cfg):
     seed: int = 0                  # of the sampling noise
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(skip='[1, inf)', context='[1, inf)', steps='[1, inf)')
+        t = self.run.model.frames
+        expect(self.context < t, 'StudyCfg.context', f'fewer than the {t} frames of a window', self.context,
+               f'use context={t - 1} or less')
         expect(self.walks > 1, 'StudyCfg.walks', 'at least 2', self.walks,
                'pass walks=2 or more: the mismatched geometry of a walk is that of the next walk')
 

@@ -54,6 +54,7 @@ class CacheCfg(Cfg):
     depth: bool = False      # True: depth and poses are stored, too
 
     def __post_init__(self):
+        super().__post_init__()
         expect(self.dtype in ('float16', 'bfloat16', 'float32'), 'CacheCfg.dtype', 'float16, bfloat16 or float32',
                repr(self.dtype), "pass dtype='float16', the default")
         expect(self.grid >= 0 and self.channels >= 0, 'CacheCfg', 'grid and channels of at least 0',
