@@ -123,6 +123,17 @@ def _check_options(root: str, chosen: list, plan: bool, prune: bool, rate: float
         need((Path(root)/'features').is_dir(), f'{action} {root}/features', 'the folder of a feature cache', 'none',
              'pass its --root, or run the command without this option to compute the features')
 
+def _changed(recipe: str, changes: dict):
+    "The config of a recipe with the options of the command; `ValueError` if its VGGT has fewer cells or channels."
+    from dfot_vggt.geometry.feature_cache import check_reduction
+    from dfot_vggt.learn.config import RunCfg
+    from dfot_vggt.learn.recipes import recipe_of
+    run, reduction = recipe_of(recipe), {k: v for k, v in changes.items() if k != 'finite'}
+    if not isinstance(run, RunCfg): return run
+    run = run.replace(cache=run.cache.replace(**reduction), finite=changes.get('finite', run.finite))
+    if run.vggt and run.layers: check_reduction(run.cache, run.vggt, run.layers)
+    return run
+
 @call_parse
 def dfot_cache(recipe: str,             # name of a recipe, or a YAML file with one
                root: str = 'runs',      # folder of worlds and features
@@ -152,14 +163,3 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file with 
         _check_options(root, chosen, plan, prune, rate, places, changes)
         run = _changed(recipe, changes)
         (actions[chosen[0]][0] if chosen else _fill)(run, root)
-
-def _changed(recipe: str, changes: dict):
-    "The config of a recipe with the options of the command; `ValueError` if its VGGT has fewer cells or channels."
-    from dfot_vggt.geometry.feature_cache import check_reduction
-    from dfot_vggt.learn.config import RunCfg
-    from dfot_vggt.learn.recipes import recipe_of
-    run, reduction = recipe_of(recipe), {k: v for k, v in changes.items() if k != 'finite'}
-    if not isinstance(run, RunCfg): return run
-    run = run.replace(cache=run.cache.replace(**reduction), finite=changes.get('finite', run.finite))
-    if run.vggt and run.layers: check_reduction(run.cache, run.vggt, run.layers)
-    return run
