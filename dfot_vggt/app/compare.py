@@ -264,7 +264,7 @@ def study(cfg: StudyCfg = StudyCfg(),
     cache = feature_cache(cfg.run, root)
     with folder_lock(folder) if os.environ.get('RANK', '0') == '0' else nullcontext():
         check_study_folder(cfg, folder)                  # another process may have used it in the meantime
-        cfg.save(Path(folder)/'study.yaml')
+        save_text(Path(folder)/'study.yaml', cfg.to_yaml())
         return _study(cfg, Path(folder), root, walks, cache)
 
 def _study(cfg: StudyCfg, folder: Path, root, walks: Batch, cache: FeatureCache) -> dict:
