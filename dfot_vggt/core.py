@@ -65,9 +65,6 @@ def atomic_write(path):
         os.umask(mask := os.umask(0))
         tmp.chmod(0o666 & ~mask)                       # some writers create files that only their owner may read
         os.replace(tmp, path)
-    except OSError as e:
-        if e.filename is None: e.filename = str(path)  # a full disk names no file; its message has to
-        raise
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #00c043

@@ -118,7 +118,8 @@ def _check_options(root: str, chosen: list, plan: bool, prune: bool, rate: float
     for place in also: need(place and Path(place).exists(), '--also', 'an existing YAML file or folder', repr(place),
                             'check its name')
     need(root, '--root', 'the name of a folder', repr(root), "pass '.' for the current folder")
-    need(Path(root).is_dir() or not os.path.lexists(root), '--root', 'a folder', f'{root}, which is none', 'pass another')
+    need(Path(root).is_dir() or not os.path.lexists(root), '--root', 'a folder', f'{root}, which is none',
+         'pass another')
     for action in {'--verify', '--repair', '--prune'} & {*chosen}:
         need((Path(root)/'features').is_dir(), f'{action} {root}/features', 'the folder of a feature cache', 'none',
              'pass its --root, or run the command without this option to compute the features')

@@ -226,7 +226,8 @@ def check_study_folder(cfg: StudyCfg, folder):
            'something else', other, error=NotADirectoryError)
     for path in (folder/name for name in FILES):
         got = 'a link' if path.is_symlink() else 'a folder' if path.is_dir() else ''
-        expect(not got, str(path), 'a file of this study, or none', got, f'remove it, or {other}', error=FileExistsError)
+        expect(not got, str(path), 'a file of this study, or none', got, f'remove it, or {other}',
+               error=FileExistsError)
     note = folder/'study.yaml'
     if not note.exists():
         left = [name for name in FILES if (folder/name).exists()]
@@ -235,7 +236,8 @@ def check_study_folder(cfg: StudyCfg, folder):
         return
     try: old = build(note, ('dfot_vggt.', f'{StudyCfg.__module__}.'))
     except (ValueError, LookupError, TypeError, OSError) as e:
-        raise ValueError(f'{note}: expected the study of this folder, got a file that cannot be read ({e}); {other}') from e
+        raise ValueError(f'{note}: expected the study of this folder, got a file that cannot be read ({e}); '
+                         f'{other}') from e
     expect(type(old).__name__ == StudyCfg.__name__, str(note), 'a StudyCfg', type(old).__name__, other)
     changed = {k: f'{a!r}, not {b!r}' for k, (a, b) in diff(old, cfg).items()}
     expect(old.key() == cfg.key(), str(note), 'the study that this folder belongs to', 'one that differs in '
@@ -246,8 +248,9 @@ def save_text(path, text: str):
     try:
         with atomic_write(path) as tmp: tmp.write_text(text)
     except OSError as e:
-        raise OSError(f'{path}: expected to write {len(text)/1e6:,.1f} MB, got {e}, with {free_space(path)/1e6:,.1f} MB '
-                      'free; nothing was replaced: make room and start the same study again') from e
+        free = f'{free_space(path)/1e6:,.1f} MB free'
+        raise OSError(f'{path}: expected to write {len(text)/1e6:,.1f} MB, got {e}, with {free}; '
+                      'nothing was replaced: make room and start the same study again') from e
 
 # %% ../../nbs/app/05_compare.ipynb #52c040
 def study(cfg: StudyCfg = StudyCfg(),

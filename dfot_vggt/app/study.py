@@ -30,8 +30,8 @@ def dfot_study(config: str = '',             # a study.yaml; '': the default stu
                root: str = 'runs'):          # folder of rooms and features
     """Train a ControlNet and compare it with its base on long videos, or the injectors of `config`; write a report.
     A study that was stopped goes on where it was when the same command is given again."""
-    with ends_in_a_sentence('dfot_study', f'rooms, features and trained steps stay in {root} and {folder}, and the same '
-                                          'command goes on from there'):
+    kept = f'rooms, features and trained steps stay in {root} and {folder}'
+    with ends_in_a_sentence('dfot_study', f'{kept}, and the same command goes on from there'):
         _check_places(config, folder, root)
         from dfot_vggt.app.compare import StudyCfg, study
         from dfot_vggt.core import build, expect
