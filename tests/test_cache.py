@@ -1,5 +1,5 @@
 "A cache of features that is killed, shared, out of space or out of date: what stands in it in the end is what one process makes in one go."
-import os, random, re, shutil, signal, subprocess, sys, time
+import os, random, re, shutil, signal, socket, subprocess, sys, time
 from contextlib import suppress
 
 import psutil
@@ -198,6 +198,72 @@ class tmpfs:
         return self.at
     def __exit__(self, *_): subprocess.run(['umount', '-l', self.at], check=True)
 
+def test_a_cache_that_is_read_only(world, root, tmp_path):
+    "What is there is read and verified; what is missing ends in one sentence."
+    with tmpfs(tmp_path/'fixed', 50_000_000) as fixed:
+        shutil.copytree(world/'features', fixed, dirs_exist_ok=True)
+        (root/'features').symlink_to(fixed)
+        subprocess.run(['mount', '-o', 'remount,ro', fixed], check=True)
+        assert '6 shards on disk, 0 of them made' in finish(command(root)) and ', 0 of them damaged' in finish(command(root, '--verify'))
+        subprocess.run(['mount', '-o', 'remount,rw', fixed], check=True)
+        next(fixed.glob('*/*.safetensors')).unlink()
+        subprocess.run(['mount', '-o', 'remount,ro', fixed], check=True)
+        out = finish(command(root), 1)
+        assert 'Read-only file system' in out and 'make the folder writable' in out and 'Traceback' not in out, out
+
+# --- claims
+
+def kind(root): return next(p for p in (root/'features').iterdir() if p.name.endswith(f'-v{FORMAT}'))
+def claim_all(world, root, text):
+    "A claim on every shard, in the words of some other process."
+    claims = kind(world).relative_to(world)/'claims'
+    (root/claims).mkdir(parents=True)
+    for p in kind(world).glob('*.safetensors'): (root/claims/p.stem).write_text(text)
+    return root/claims
+
+@pytest.mark.parametrize('words', ['{host} {pid} 3d0b1a', '{host} {pid} boot.123 word word'], ids=['claims of version 0.2', 'claims of now'])
+def test_R9_a_claim_with_my_process_id_that_i_did_not_make(world, root, words):
+    "A container starts again with its host name and its process ids: nothing is waited for."
+    before = WORKER.replace('made = fill', f"""claims = cache.folder/'claims'
+claims.mkdir(parents=True)
+for shard in manifest.shards: (claims/shard).write_text('{words}'.format(host='{socket.gethostname()}', pid=os.getpid()))
+made = fill""")
+    (root/'again.py').write_text(before)
+    start = time.time()
+    out = finish(launch(root, root/'again.py', root/'mini.yaml', root), timeout=300)
+    assert '6 of 1' in out and 'waiting' not in out and time.time() - start < 300, out
+    assert shards(root) == shards(world) and not leftovers(root)
+
+def test_R9_who_waits_says_for_whom_and_how_long(world, root):
+    "Another machine holds the claims and does nothing. Off a terminal, too, a line comes every few seconds."
+    claims = claim_all(world, root, 'far 42 start word word')
+    p = command(root)
+    lines, deadline = [], time.time() + 120
+    while len(lines) < 2 and time.time() < deadline:
+        line = p.stdout.readline()
+        if 'waiting' in line: lines.append(line)
+    assert len(lines) == 2 and all('process 42 of far, renewed' in line and 'and 3 more' in line for line in lines), lines
+    seconds = [int(re.search(r'waiting for (\d+) s', line)[1]) for line in lines]
+    assert 4 <= seconds[0] < seconds[1] < seconds[0] + 30
+    for claim in claims.glob('*-*'): claim.unlink()
+    finish(p)
+    assert shards(root) == shards(world) and not leftovers(root)
+
+def test_R9_what_is_no_claim(world, root):
+    "Rubbish, nothing, a link to somebody's file, a claim from a machine whose clock is a year ahead: dead. A folder: a sentence."
+    claims = claim_all(world, root, 'rubbish')
+    names = sorted(claims.iterdir())
+    names[1].write_bytes(b'\xff\x00')
+    names[2].write_bytes(b'')
+    names[3].unlink(); (root/'victim').write_text('mine'); names[3].symlink_to(root/'victim')
+    names[4].write_text('far 42 start word word'); os.utime(names[4], (time.time() + 3e7,)*2)
+    names[5].unlink(); names[5].mkdir()
+    out = finish(command(root), 1)
+    assert names[5].name in out and 'remove what is in the way' in out and 'Traceback' not in out, out
+    names[5].rmdir()
+    assert 'waiting' not in finish(command(root)) and (root/'victim').read_text() == 'mine'
+    assert shards(root) == shards(world) and not leftovers(root)
+
 # --- another version
 
 def test_a_cache_of_another_version(world, root):
@@ -226,6 +292,33 @@ def test_damage_is_found_and_repaired(world, root):
     assert '2 of them damaged' in out and a.name in out and b.name in out, out
     finish(command(root, '--repair'))
     assert shards(root) == shards(world) and '0 of them damaged' in finish(command(root, '--verify'))
+
+def test_shards_under_each_others_name_are_found(world, root):
+    shutil.copytree(world/'features', root/'features')
+    a, b, *_ = sorted((root/'features').rglob('*.safetensors'))
+    a.rename(root/'x'); b.rename(a); (root/'x').rename(b)
+    shutil.copy(a, a.with_name('copy of it.safetensors'))
+    out = finish(command(root, '--verify'), 1)
+    assert '2 of them damaged' in out and f'expected shard {a.stem}, got shard {b.stem}' in out, out
+    finish(command(root, '--repair')); a.with_name('copy of it.safetensors').unlink()
+    assert shards(root) == shards(world)
+
+def test_R11_a_flipped_bit_in_the_principal_components(tmp_path):
+    "It is found and named; nothing is computed with it; the same components are made again."
+    root = in_one_go(tmp_path, RUN.replace(cache=CacheCfg(grid=4, channels=16), finite=32), 2)
+    before = shards(root)
+    basis, = (root/'features'/'bases').glob('*.safetensors')
+    data = bytearray(basis.read_bytes()); data[-1000] ^= 64; basis.write_bytes(data)
+    missing, *_ = kind(root).glob('*.safetensors')
+    missing.unlink()
+    for option in ['--verify'], []:
+        out = finish(command(root, *option), 1)
+        assert basis.name in out and '--repair' in out and 'Traceback' not in out, out
+        assert basis.read_bytes() == data and not missing.exists() and not leftovers(root), 'nothing is computed with it'
+    out = finish(command(root, '--repair'))
+    assert basis.name in out and 'are computed again' in out
+    finish(command(root))
+    assert shards(root) == before, 'byte for byte, the basis too; and no second set of shards'
 
 def test_a_wrong_name(tmp_path):
     out = finish(launch(tmp_path, '-m', 'dfot_vggt.app.cache', 'tiny_contrl'), 1)

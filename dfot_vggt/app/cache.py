@@ -6,15 +6,15 @@
 __all__ = ['dfot_cache']
 
 # %% ../../nbs/app/02_cache.ipynb #54c024
+import math
 import os
 import time
 from functools import partial
 from pathlib import Path
-from shutil import disk_usage
 
 from fastcore.script import call_parse
 
-from .names import RECIPE_NAMES, check_name
+from .names import RECIPE_NAMES, check_name, ends_in_a_sentence
 
 # %% ../../nbs/app/02_cache.ipynb #54c040
 def _plan(run, root, rate):
@@ -22,15 +22,15 @@ def _plan(run, root, rate):
     from tqdm.auto import tqdm
 
     from dfot_vggt.core import device
+    from dfot_vggt.geometry.feature_cache import free_space
     from dfot_vggt.geometry.manifest import cache_cost
     from dfot_vggt.learn.cached import belongs
     from dfot_vggt.measure import matmul_peak
-    cost, folder = cache_cost(belongs(run, root), run.vggt, run.layers, run.cache), Path(root).absolute()
-    while not folder.exists(): folder = folder.parent
+    cost, free = cache_cost(belongs(run, root), run.vggt, run.layers, run.cache), free_space(Path(root)/'features')
     speed = rate*1e3 or matmul_peak(2048, device().type)
     source = 'given by --rate' if rate else 'the peak of this process'
     print(f'{run.name}: {cost}')
-    print(f'free on this disk: {disk_usage(folder).free/1e9:,.1f} GB; at {speed:,.0f} GFLOP/s, {source}, '
+    print(f'free on this disk: {free/1e9:,.1f} GB; at {speed:,.0f} GFLOP/s, {source}, '
           f'at least {tqdm.format_interval(cost.flops/1e9/speed)}')
 
 def _fill(run, root):
@@ -63,18 +63,31 @@ def _verify(run, root):
     if damaged: raise SystemExit(1)
 
 def _repair(run, root):
-    "Compute the damaged shards of a run again, and print their names."
+    "Compute a damaged basis and the damaged shards of a run again, and print their names; exit code 1 if some stay."
     from dfot_vggt.geometry.manifest import one_thread
     from dfot_vggt.learn.cached import belongs
-    from dfot_vggt.learn.runs import feature_cache
-    todo, cache = belongs(run, root), feature_cache(run, root)
+    todo, cache = belongs(run, root), _cache_with_basis(run, root)
     def work(shard): return todo.frames(shard), todo.shards[shard]
     with one_thread(): damaged = cache.repair(work, cache.names() & todo.shards.keys())
-    print(f'{run.name}: {len(damaged)} shards were damaged and are computed again', *damaged, sep='\n')
+    left = cache.verify(damaged)
+    print(f'{run.name}: {len(damaged) - len(left)} shards were damaged and are computed again',
+          *[name for name in damaged if name not in left], sep='\n')
+    if left: raise SystemExit(f'dfot_cache: another process writes {", ".join(left)}; run --repair again when it ends')
+
+def _cache_with_basis(run, root):
+    "The feature cache of a run; its principal components are computed again if their file is damaged."
+    from dfot_vggt.geometry.feature_cache import BasisError
+    from dfot_vggt.learn.runs import feature_cache
+    try: return feature_cache(run, root)
+    except BasisError as e: path = e.path
+    path.unlink(missing_ok=True)
+    cache = feature_cache(run, root)
+    print(f'{run.name}: its principal components were damaged and are computed again: {path}')
+    return cache
 
 def _prune(run, root, also, dry_run):
     "Remove the files of the cache that no recipe uses, or with `dry_run` only print their names."
-    from dfot_vggt.geometry.feature_cache import prune, unused
+    from dfot_vggt.geometry.prune import prune, unused
     from dfot_vggt.learn.cached import all_recipes, used
     folder, recipes = Path(root)/'features', all_recipes(root, also)
     print('recipes that use features:', f'  of this command: {run.name}', sep='\n')
@@ -85,6 +98,43 @@ def _prune(run, root, also, dry_run):
     print(f'{folder}: {len(files)} files {action}, {sum(files.values())/1e6:,.1f} MB')
 
 # %% ../../nbs/app/02_cache.ipynb #54c022
+def _check_options(root: str, chosen: list, plan: bool, prune: bool, rate: float, also: list, changes: dict):
+    "Raise `ValueError` for options that do not fit together or have no meaning. `chosen`: names of the actions."
+    def need(ok, option, expected, got, way_out):
+        if not ok: raise ValueError(f'{option}: expected {expected}, got {got}; {way_out}')
+    if len(chosen) > 1: raise ValueError(f'expected one of --plan, --verify, --repair, --prune, got {len(chosen)}; '
+                                         'run the command once for each')
+    for name, least in dict(grid=0, channels=0, finite=1).items():
+        value = changes.get(name, least)
+        need(value >= least, f'--{name}', f'a whole number of at least {least}', value,
+             'leave it out to take that of the recipe')
+    need(changes.get('finite', 1) <= 10**7, '--finite', 'at most 10,000,000 windows', changes.get('finite'),
+         'pass fewer: the list of all windows is held in memory')
+    need(changes.get('dtype', 'float16') in ('float16', 'bfloat16', 'float32'), '--dtype',
+         'float16, bfloat16 or float32', repr(changes.get('dtype')), 'float16 is what the recipes use')
+    need(rate >= 0 and math.isfinite(rate), '--rate', 'TFLOP/s above 0', rate, 'pass e.g. --rate 400')
+    need(not rate or plan and not prune, '--rate', '--plan beside it', 'none', 'add --plan, or leave --rate out')
+    need(not also or prune, '--also', '--prune beside it', 'none', 'add --prune, or leave --also out')
+    for place in also: need(place and Path(place).exists(), '--also', 'an existing YAML file or folder', repr(place),
+                            'check its name')
+    need(root, '--root', 'the name of a folder', repr(root), "pass '.' for the current folder")
+    need(Path(root).is_dir() or not os.path.lexists(root), '--root', 'a folder', f'{root}, which is none',
+         'pass another')
+    for action in {'--verify', '--repair', '--prune'} & {*chosen}:
+        need((Path(root)/'features').is_dir(), f'{action} {root}/features', 'the folder of a feature cache', 'none',
+             'pass its --root, or run the command without this option to compute the features')
+
+def _changed(recipe: str, changes: dict):
+    "The config of a recipe with the options of the command; `ValueError` if its VGGT has fewer cells or channels."
+    from dfot_vggt.geometry.feature_cache import check_reduction
+    from dfot_vggt.learn.config import RunCfg
+    from dfot_vggt.learn.recipes import recipe_of
+    run, reduction = recipe_of(recipe), {k: v for k, v in changes.items() if k != 'finite'}
+    if not isinstance(run, RunCfg): return run
+    run = run.replace(cache=run.cache.replace(**reduction), finite=changes.get('finite', run.finite))
+    if run.vggt and run.layers: check_reduction(run.cache, run.vggt, run.layers)
+    return run
+
 @call_parse
 def dfot_cache(recipe: str,             # name of a recipe, or a YAML file with one
                root: str = 'runs',      # folder of worlds and features
@@ -103,20 +153,14 @@ def dfot_cache(recipe: str,             # name of a recipe, or a YAML file with 
     dtype and finite change the recipe for this call, to compare the costs of choices.
     Examples: `dfot_cache my.yaml`, `dfot_cache re10k_control --finite 65725 --plan --rate 400`,
     `dfot_cache my.yaml --prune --plan`, `torchrun --nproc_per_node 2 -m dfot_vggt.app.cache my.yaml`"""
-    check_name('recipe', recipe, RECIPE_NAMES)
-    pruned = partial(_prune, also=also.split(',') if also else (), dry_run=plan)
-    actions = (partial(_plan, rate=rate), plan and not prune), (_verify, verify), (_repair, repair), (pruned, prune)
-    chosen = [action for action, flag in actions if flag] or [_fill]
-    if len(chosen) > 1: raise SystemExit(f'dfot_cache: expected one of --plan, --verify, --repair, --prune, got '
-                                         f'{len(chosen)}; run the command once for each')
-    from dfot_vggt.learn.config import RunCfg
-    from dfot_vggt.learn.recipes import recipe_of
-    run = recipe_of(recipe)
-    options = dict(grid=grid, channels=channels, dtype=dtype)
-    try:
-        if isinstance(run, RunCfg):
-            changes = {k: v for k, v in options.items() if v not in (-1, '')}
-            run = run.replace(cache=run.cache.replace(**changes))
-            if finite >= 0: run = run.replace(finite=finite)
-        chosen[0](run, root)
-    except (ValueError, KeyError, TypeError, OSError) as e: raise SystemExit(f'dfot_cache: {e}')
+    with ends_in_a_sentence('dfot_cache', 'all finished shards stay, and the same command goes on from there'):
+        check_name('recipe', recipe, RECIPE_NAMES)
+        places = also.split(',') if also else []
+        changes = {k: v for k, v in dict(grid=grid, channels=channels, dtype=dtype, finite=finite).items()
+                   if v not in (-1, '')}
+        actions = {'--plan': (partial(_plan, rate=rate), plan and not prune), '--verify': (_verify, verify),
+                   '--repair': (_repair, repair), '--prune': (partial(_prune, also=places, dry_run=plan), prune)}
+        chosen = [name for name, (_, flag) in actions.items() if flag]
+        _check_options(root, chosen, plan, prune, rate, places, changes)
+        run = _changed(recipe, changes)
+        (actions[chosen[0]][0] if chosen else _fill)(run, root)

@@ -6,15 +6,36 @@
 __all__ = ['dfot_study']
 
 # %% ../../nbs/app/06_study.ipynb #66c004
+import os
+from pathlib import Path
+
 from fastcore.script import call_parse
 
+from .names import ends_in_a_sentence
+
 # %% ../../nbs/app/06_study.ipynb #66c008
+def _check_places(config: str, folder: str, root: str):
+    "Raise `ValueError` or `OSError` for an argument that cannot be a file or folder; nothing is read or created."
+    for option, place in {'--folder': folder, '--root': root}.items():
+        if not place.strip(): raise ValueError(f"{option}: expected the name of a folder, got {place!r}; "
+                                               "pass '.' for the current folder")
+        if os.path.lexists(place) and not Path(place).is_dir():
+            raise NotADirectoryError(f'{place}: expected a folder, got something else; pass another {option}')
+    if config and not Path(config).is_file():
+        raise FileNotFoundError(f'{config}: expected a YAML file, got no file; pass the path of an existing YAML file')
+
 @call_parse
 def dfot_study(config: str = '',             # a study.yaml; '': the default study
-               folder: str = 'runs/study',   # folder of report.html and results.json
+               folder: str = 'runs/study',   # folder of report.html and results.json; it belongs to one study
                root: str = 'runs'):          # folder of rooms and features
-    "Train a ControlNet and compare it with its base on long videos, or the injectors of `config`; write a report."
-    from dfot_vggt.app.compare import StudyCfg, study
-    from dfot_vggt.core import build
-    try: study(build(config) if config else StudyCfg(), folder, root)
-    except (ValueError, KeyError, TypeError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_study: {e}')
+    """Train a ControlNet and compare it with its base on long videos, or the injectors of `config`; write a report.
+    A study that was stopped goes on where it was when the same command is given again."""
+    kept = f'rooms, features and trained steps stay in {root} and {folder}'
+    with ends_in_a_sentence('dfot_study', f'{kept}, and the same command goes on from there'):
+        _check_places(config, folder, root)
+        from dfot_vggt.app.compare import StudyCfg, study
+        from dfot_vggt.core import build, expect
+        cfg = build(config) if config else StudyCfg()
+        expect(isinstance(cfg, StudyCfg), config, 'a StudyCfg', type(cfg).__name__,
+               'a study holds a recipe in its field run; the package writes one as study.yaml beside each report')
+        study(cfg, folder, root)

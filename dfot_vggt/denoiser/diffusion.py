@@ -114,6 +114,15 @@ LOSS_WEIGHTS = dict(
     uniform=lambda logsnr, loss_factor, cfg: torch.ones_like(logsnr))
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c100
+def _check_diffusion(cfg):
+    "Raise `ValueError` for numbers out of range, and for names that do not exist."
+    cfg.check_ranges(timesteps='[2, 1000000]', shift='(0, inf)', clip='(0, inf)', decay='[0, 1]')
+    options = dict(schedule=SCHEDULES, prediction_type=PREDICTION_TYPES, loss_weight=LOSS_WEIGHTS)
+    for name, values in options.items():
+        got, default = getattr(cfg, name), type(cfg).__dataclass_fields__[name].default
+        expect(got in values, f'{type(cfg).__name__}.{name}', f'one of {", ".join(values)}', repr(got),
+               f'the default is {name}={default!r}')
+
 @dataclass(frozen=True)
 class DiffusionCfg(Cfg):
     "Config of a continuous-time diffusion: training draws times t in [0, 1], the network reads precond * logSNR."
@@ -126,6 +135,11 @@ class DiffusionCfg(Cfg):
     loss_weight: str = 'sigmoid'     # a name of LOSS_WEIGHTS
     clip: float = 5.                 # SNR clip of the min-SNR weights
     decay: float = .9                # of the fused min-SNR weight: decay of the average over frames
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(precond='(0, inf)')
+        _check_diffusion(self)
 
     @classmethod
     def re10k(cls): return cls()                         # 256 px, the released DFoT
@@ -145,6 +159,10 @@ class DiscreteCfg(Cfg):
     clip: float = 5.                    # SNR clip of the min-SNR weights
     decay: float = .9                   # of the fused min-SNR weight: decay of the average over frames
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_diffusion(self)
+
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c104
 def _wide(a, x): return a.reshape(a.shape + (1,)*(x.ndim - a.ndim))
 
@@ -152,13 +170,8 @@ class Diffusion:
     """Noise schedule, prediction type and loss weight of a config, for frames with individual noise levels.
 
     The argument `at` of the methods gives the noise level of every frame: a timestep k (int; -1: clean) or, in a
-    `ContinuousDiffusion`, also a time t in [0, 1] (float). `ValueError` if the config names what does not exist."""
+    `ContinuousDiffusion`, also a time t in [0, 1] (float). `ValueError` for epsilon prediction without signal."""
     def __init__(self, cfg):
-        options = dict(schedule=SCHEDULES, prediction_type=PREDICTION_TYPES, loss_weight=LOSS_WEIGHTS)
-        for name, values in options.items():
-            got, default = getattr(cfg, name), getattr(type(cfg)(), name)
-            expect(got in values, f'{type(cfg).__name__}.{name}', f'one of {", ".join(values)}', repr(got),
-                   f'the default is {name}={default!r}')
         self.cfg, self._placed = cfg, {}
         self.prediction_type = PREDICTION_TYPES[cfg.prediction_type]
         fractions = torch.linspace(0, 1, cfg.timesteps, dtype=torch.float64)

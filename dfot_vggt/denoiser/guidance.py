@@ -44,6 +44,10 @@ class Branch(Cfg):
     pose: bool = True                        # False: the cameras are masked
 
     def __post_init__(self):
+        super().__post_init__()
+        indices = all(type(i) is int for i in self.frames or ())
+        expect(indices, 'Branch.frames', 'indices among the history frames', self.frames, 'write e.g. (0, 2)',
+               error=TypeError)
         context, generated = _levels(self.context), _levels(self.context if self.generated is None else self.generated)
         frames = None if self.frames is None or context == generated == (1.,) else tuple(self.frames)
         if frames and len(context) == len(generated) == 1: frames = tuple(sorted(set(frames)))
@@ -99,11 +103,13 @@ class HistoryGuidance(Cfg):
 
     Equal branches are merged, those of weight 0 dropped. `ValueError` if the weights do not sum to 1.
     The class methods are the named schemes; s(H) is the network output with history H, s(0) that without."""
-    branches: tuple
-    target_groups: tuple = ()   # groups of target frames (indices among the targets), each without the others; (): one
+    branches: tuple[Branch, ...]
+    # groups of target frames (indices among the targets), each without the others; (): one
+    target_groups: tuple[tuple[int, ...], ...] = ()
     interpolate: bool = False   # True: history frames of level 1 get cameras interpolated between the other frames'
 
     def __post_init__(self):
+        super().__post_init__()
         total = {}
         for b in self.branches: total[b.inputs] = total.get(b.inputs, 0) + b.weight
         merged = tuple(Branch(w, *inputs) for inputs, w in total.items() if abs(w) > 1e-9)
@@ -111,7 +117,6 @@ class HistoryGuidance(Cfg):
         expect(abs(sum(weights) - 1) < 1e-6, 'guidance', 'weights that sum to 1', weights,
                f'add {1 - sum(weights):g} to one of them, e.g. to that of the unconditional branch')
         object.__setattr__(self, 'branches', merged)
-        object.__setattr__(self, 'target_groups', tuple(map(tuple, self.target_groups)))
 
     @property
     def nfe(self) -> int:

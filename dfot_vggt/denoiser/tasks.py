@@ -82,6 +82,10 @@ class SharedFuture(Cfg):
     "Rule for drawing times: the first frames have independent times, all later ones share one."
     first: int = 1   # number of first frames
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(first='[0, inf)')
+
     def __call__(self, b: int, t: int, gen: torch.Generator) -> Float[Tensor, 'b t']:
         "Times of `b` clips of `t` frames, uniform in [0, 1]."
         independent, shared = torch.rand(b, t, generator=gen), torch.rand(b, 1, generator=gen)
@@ -93,6 +97,12 @@ class Task(Cfg):
     "Training task: which frames are context and how noisy the others are. The base class has no context frame."
     dropout: float = 0.              # probability that the context frames of a clip are replaced by pure noise
     noise: Cfg = Independent()       # rule for drawing the times of the other frames
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(dropout='[0, 1]')
+        expect(callable(self.noise), f'{type(self).__name__}.noise', 'a rule for drawing times',
+               type(self.noise).__name__, 'use Independent(), OneTime() or SharedFuture()', error=TypeError)
 
     def context(self, b: int, t: int, gen: torch.Generator) -> Bool[Tensor, 'b t']:
         "Which frames of `b` clips of `t` frames are context."
@@ -106,7 +116,7 @@ class Task(Cfg):
 @dataclass(frozen=True)
 class FixedContext(Task):
     "Training task in which the same frames are context in every clip."
-    frames: tuple = (0,)   # indices of the context frames
+    frames: tuple[int, ...] = (0,)   # indices of the context frames
 
     def context(self, b: int, t: int, gen: torch.Generator) -> Bool[Tensor, 'b t']:
         "Which frames are context: those of `frames`."
@@ -115,7 +125,11 @@ class FixedContext(Task):
 @dataclass(frozen=True)
 class AnyContext(Task):
     "Training task in which each clip has one of several sets of context frames, drawn uniformly."
-    sets: tuple = ((0,), (-1,), (0, -1), ())   # sets of frame indices; (): no context
+    sets: tuple[tuple[int, ...], ...] = ((0,), (-1,), (0, -1), ())   # sets of frame indices; (): no context
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect(self.sets, 'AnyContext.sets', 'at least one set of frame indices', 'none', 'write ((),) for no context')
 
     def context(self, b: int, t: int, gen: torch.Generator) -> Bool[Tensor, 'b t']:
         "Which frames are context: one of `sets` for each clip."
@@ -126,6 +140,10 @@ class AnyContext(Task):
 class VariableContext(Task):
     "Training task in which each frame of each clip is context with a fixed probability."
     prob: float = .5       # probability of a frame to be context
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(prob='[0, 1]')
 
     def context(self, b: int, t: int, gen: torch.Generator) -> Bool[Tensor, 'b t']:
         "Which frames are context: each one with probability `prob`."
@@ -165,6 +183,10 @@ class PrefixMixture(Task):
     clips: float = .5    # share of clips that begin with context frames
     most: int = 5        # 1 to `most` first frames are context
     shared: float = .5   # share of those clips whose other frames have one time
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(clips='[0, 1]', most='[1, inf)', shared='[0, 1]')
 
     def context(self, b: int, t: int, gen: torch.Generator) -> Bool[Tensor, 'b t']:
         "Which frames are context: the first 1 to `most` in a share `clips` of the clips. `ValueError` if most >= t."

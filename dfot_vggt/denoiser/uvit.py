@@ -26,9 +26,9 @@ from .layers import (AxialTransformerBlock, Downsample, NoiseEmbedding, Patch, R
 @dataclass(frozen=True)
 class UViTCfg(Cfg):
     "Sizes of a `UViT3DPose`. Tuples have one entry per level, the finest first, the middle last."
-    channels: tuple = (64, 192)      # width of each level
-    blocks: tuple = ('R', 'T')       # R: ResBlock, T: TransformerBlock, A: AxialTransformerBlock
-    updown: tuple = (1,)             # blocks on each side of every level but the last
+    channels: tuple[int, ...] = (64, 192)    # width of each level
+    blocks: tuple[str, ...] = ('R', 'T')     # R: ResBlock, T: TransformerBlock, A: AxialTransformerBlock
+    updown: tuple[int, ...] = (1,)   # blocks on each side of every level but the last
     mid: int = 5                     # blocks of the last level
     heads: int = 3                   # attention heads of the T and A levels
     emb: int = 128                   # width of the noise and pose embedding
@@ -39,14 +39,20 @@ class UViTCfg(Cfg):
     cond_patch: int = 1              # rays per token side: 1 = one ray per token, `patch` = one per pixel
     pos: str = 'rope'                # positions of tokens: 'rope', or 'learned_1d' (a parameter per T or A level)
     rope_frames: int = 0             # > 0: times of longer windows are scaled into this many frames
-    checkpoint: tuple = ()           # per level: recompute its blocks in the backward pass; (): nowhere
-    dropout: tuple = (0., 0.)        # per level, in the MLP of the T and A blocks
+    checkpoint: tuple[bool, ...] = ()        # per level: recompute its blocks in the backward pass; (): nowhere
+    dropout: tuple[float, ...] = (0., 0.)    # per level, in the MLP of the T and A blocks
     cond_dropout: float = .1         # share of training clips whose cameras are hidden
     fourier: bool = True             # noise levels are floats (continuous diffusion), else integers
-    mean: tuple = (.443, .424, .411) # of the data set, RGB in [0, 1]; these are of `data.scenes`
-    std: tuple = (.136, .142, .155)
+    # of the data set, RGB in [0, 1]; these are of `data.scenes`
+    mean: tuple[float, float, float] = (.443, .424, .411)
+    std: tuple[float, float, float] = (.136, .142, .155)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(channels='[1, 65536]', updown='[1, 1000]', mid='[1, 1000]', heads='[1, 1024]',
+                          emb='[1, 65536]', patch='[1, 1024]', size='[1, 16384]', frames='[1, 100000]', freqs='[1, 64]',
+                          cond_patch='[1, 1024]', rope_frames='[0, 100000]', dropout='[0, 1)', cond_dropout='[0, 1]',
+                          std='(0, inf)')
         L = len(self.channels)
         for name, n in dict(blocks=L, updown=L - 1, dropout=L, checkpoint=len(self.checkpoint) and L).items():
             expect(len(getattr(self, name)) == n, f'UViTCfg.{name}', f'{n} entries for {L} levels', getattr(self, name),

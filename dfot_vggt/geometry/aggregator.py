@@ -34,6 +34,10 @@ class AggregatorCfg(Cfg):
     dino_heads: int = 16       # attention heads of the DINOv2 ViT
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(img_size='[1, 16384]', patch='[1, 1024]', dim='[1, 65536]', depth='[1, 1000]',
+                          heads='[1, 1024]', mlp='[1, 64]', registers='[0, 1024]', rope='(0, inf)',
+                          dino_depth='[1, 1000]', dino_heads='[1, 1024]')
         expect(self.img_size % self.patch == 0, 'AggregatorCfg.img_size', f'a multiple of patch={self.patch}',
                self.img_size, f'use img_size={max(1, self.img_size//self.patch)*self.patch}')
         unit = 4*self.heads

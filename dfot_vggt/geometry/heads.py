@@ -76,10 +76,12 @@ class CameraHead(nn.Module):
 class DPTCfg(Cfg):
     "Sizes of a dense prediction head. The defaults are those of the released VGGT-1B."
     features: int = 256                          # channels of the fused maps
-    channels: tuple = (256, 512, 1024, 1024)     # channels of the four levels before fusion
-    layers: tuple = (4, 11, 17, 23)              # layers of the aggregator that are read, shallow to deep
+    channels: tuple[int, ...] = (256, 512, 1024, 1024)     # channels of the four levels before fusion
+    layers: tuple[int, ...] = (4, 11, 17, 23)              # layers of the aggregator that are read, shallow to deep
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(features='[1, 65536]', channels='[1, 65536]', layers='[0, 1000]')
         for name, example in dict(channels=(256, 512, 1024, 1024), layers=(4, 11, 17, 23)).items():
             n = getattr(self, name)
             expect(len(n) == 4, f'DPTCfg.{name}', 'four numbers, shallow to deep', n,

@@ -35,6 +35,9 @@ class TrackCfg(Cfg):
     steps: int = 4        # corrections of the guess
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(levels='[1, 32]', radius='[0, 64]', latent='[1, 65536]', hidden='[1, 65536]',
+                          depth='[1, 1000]', heads='[1, 1024]', virtual='[1, 65536]', steps='[1, 1000]')
         expect(self.latent % 4 == 0, 'TrackCfg.latent', 'a multiple of 4 (sine and cosine of x and y)', self.latent,
                f'use latent={-(-self.latent//4)*4}')
         expect(self.hidden % self.heads == 0, 'TrackCfg.hidden', f'a multiple of heads={self.heads}', self.hidden,

@@ -37,6 +37,7 @@ class VGGTCfg(AggregatorCfg):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_ranges(camera_depth='[1, 1000]', camera_heads='[1, 1024]')
         last = max(self.dpt.layers)
         expect(last < self.depth, 'VGGTCfg.dpt.layers', f'layers of an aggregator with depth={self.depth}',
                self.dpt.layers, f'use layers up to {self.depth - 1}, or depth={last + 1}')

@@ -32,6 +32,9 @@ class AlignCfg(Cfg):
     scale: float = .05       # weight of the size (as in the paper)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(latent='[1, 1000000]', layers='[1, 1000]', width='[1, 65536]', angular='[0, inf)',
+                          scale='[0, inf)')
         expect(self.latent % self.layers == 0, 'AlignCfg.latent', f'a multiple of layers = {self.layers}', self.latent,
                'set layers to the number of VGGT layers in Geometry.latents')
 

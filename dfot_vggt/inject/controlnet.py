@@ -162,6 +162,10 @@ class ControlCfg(Cfg):
     mid: int = 1      # how many middle blocks are copied
     first: int | None = None     # finest level that is copied; None: the first with attention
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(latent='[1, 1000000]', camera='[1, 1000000]', mid='[0, 1000]', first='[0, 1000]')
+
 # %% ../../nbs/inject/01_controlnet.ipynb #32c009
 def to_grid(conv: nn.Conv2d, x: Float[Tensor, 'f h w d'], size: int) -> Float[Tensor, 'f c size size']:
     "A 1x1 convolution and a change of grid: area mean before it, or bilinear interpolation after it."

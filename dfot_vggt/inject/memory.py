@@ -31,6 +31,11 @@ class MemoryCfg(PointsCfg):
     blur: int = 16               # pixels a side of the blurred image that is mixed into such a frame
     colour_noise: float = .04    # standard deviation of its colour stains, RGB in [0, 1]
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(first='[0, 1000]', mid='[0, 1000]', drop='[0, 1]', augment='[0, 1]', blur='[1, 8192]',
+                          colour_noise='[0, inf)')
+
 # %% ../../nbs/inject/04_memory.ipynb #34c014
 class MemoryNet(CopiedLevels):
     """An injector whose copied levels read, in every frame of the window, the memory's splat into that frame's

@@ -105,6 +105,11 @@ class PointsCfg(Cfg):
     parallax: float = .03    # camera distance, in median depths, from which VGGT's cameras are used for the scale
     pull: float = .01        # gain in RGB difference that is needed to change the scale by a factor of e
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(size='[1, 8192]', features='[0, 1000000]', points='[1, inf)', cell='(0, inf)',
+                          prior='(0, inf)', parallax='[0, inf)', pull='[0, inf)')
+
 # %% ../../nbs/inject/03_points.ipynb #34c036
 def at_grid(depth: Float[Tensor, 'b s h w'], size: int) -> Float[Tensor, 'b s {size} {size}']:
     """Depth on another grid, interpolated as inverse depth, which on a plane is linear in the image; across edges it

@@ -174,6 +174,13 @@ class TokenCfg(Cfg):
     rounds: int = 2      # of reading
     freqs: int = 4       # octaves of the rays
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(latent='[1, 1000000]', camera='[1, 1000000]', tokens='[1, 65536]', width='[1, 65536]',
+                          heads='[1, 1024]', rounds='[1, 1000]', freqs='[1, 64]')
+        expect(self.width % self.heads == 0, 'TokenCfg.heads', f'heads that divide the width {self.width}', self.heads,
+               f'e.g. heads=1, or width={64*self.heads}')
+
 class TokenInjector(Injector):
     "Tokens of every frame read VGGT features of the observed frames; all patches of the middle blocks read the tokens."
     def __init__(self, base: UViT3DPose,       # the denoiser; frozen and put in eval mode here
@@ -182,9 +189,6 @@ class TokenInjector(Injector):
         c, d, r = base.cfg, cfg.width, cfg.rounds
         expect(c.blocks[-1] != 'R', 'TokenInjector', "a middle of transformer blocks ('T' or 'A')", c.blocks,
                'use a ControlNet for this base')
-        expect(r > 0, 'TokenCfg.rounds', 'at least one round', r, 'set rounds=1 or more')
-        expect(d % cfg.heads == 0, 'TokenCfg.heads', f'heads that divide the width {d}', cfg.heads,
-               f'e.g. heads=1, or width={64*cfg.heads}')
         self.cfg = cfg
         self.places = RayPosition(cfg.freqs, c.frames)
         r_width = self.places.width

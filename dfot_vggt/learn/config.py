@@ -9,7 +9,7 @@ __all__ = ['WorldCfg', 'Re10kCfg', 'RunCfg', 'VGGTRunCfg']
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import Cfg, expect
+from ..core import Cfg, check_word, expect
 from ..data.clips import Clips, Starts
 from ..data.scenes import make_re10k
 from ..denoiser.diffusion import DiffusionCfg, DiscreteCfg
@@ -24,6 +24,12 @@ from ..inject.tokens import TokenCfg
 from .train import TrainCfg
 
 # %% ../../nbs/learn/02_config.ipynb #51c059
+def _check_skip(cfg):
+    "Raise `ValueError` unless `cfg.skip` is a least and a largest step of at least 1."
+    cfg.check_ranges(skip='[1, inf)')
+    expect(cfg.skip[0] <= cfg.skip[1], f'{type(cfg).__name__}.skip', 'the least step, then the largest', cfg.skip,
+           f'write {cfg.skip[::-1]}')
+
 @dataclass(frozen=True)
 class WorldCfg(Cfg):
     "A set of rendered rooms, in the layout of RealEstate10K; rendered on first use."
@@ -32,7 +38,13 @@ class WorldCfg(Cfg):
     frames: int = 64             # frames of the closed camera path of a room
     size: int = 64               # pixels per side
     seed: int = 0                # of the first room
-    skip: tuple = (1, 3)         # least and largest step between neighbouring frames of a window, in frames of the clip
+    # least and largest step between neighbouring frames of a window, in frames of the clip
+    skip: tuple[int, int] = (1, 3)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(rooms='[1, inf)', test_rooms='[0, inf)', frames='[1, 100000]', size='[1, 8192]')
+        _check_skip(self)
 
     def folder(self, root='runs') -> Path:
         "Path of the rooms' files; missing rooms are rendered first. An interrupted call can be repeated and continues."
@@ -54,7 +66,13 @@ class WorldCfg(Cfg):
 class Re10kCfg(Cfg):
     "RealEstate10K on disk in the layout of `dfot_vggt.data.re10k`, with the windows and the augmentation of DFoT."
     where: str = 'data/re10k'    # folder with training_poses, training_256, ...
-    skip: tuple = (10, 10)       # least and largest step between neighbouring frames of a window; less in short clips
+    # least and largest step between neighbouring frames of a window; less in short clips
+    skip: tuple[int, int] = (10, 10)
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect(self.where, 'Re10kCfg.where', 'a folder', "''", "write '.' for the current folder")
+        _check_skip(self)
 
     def folder(self, root='runs') -> Path:
         "Path of the data set. `FileNotFoundError` if there is none."
@@ -72,6 +90,12 @@ class Re10kCfg(Cfg):
                       reverse=.5, seed=seed, history=history)
 
 # %% ../../nbs/learn/02_config.ipynb #cf13
+def _check_run_name(cfg):
+    "Raise `ValueError` unless the run's name is one word and no folder of features or rooms."
+    check_word(f'{type(cfg).__name__}.name', cfg.name)
+    expect(cfg.name != 'features' and not cfg.name.startswith('world-'), f'{type(cfg).__name__}.name',
+           'another name than those of the folders of features and rooms', repr(cfg.name), f"use 'run-{cfg.name}'")
+
 @dataclass(frozen=True)
 class RunCfg(Cfg):
     "Everything that a trained denoiser depends on. `ValueError` for combinations that cannot be trained."
@@ -88,7 +112,7 @@ class RunCfg(Cfg):
     base: str = ''
     vggt: VGGTCfg | None = None           # the VGGT whose features the injectors read; None: no features
     vggt_weights: str = ''                # weights of the geometry model, named as `base`; '': random, seed 0
-    layers: tuple = ()                    # numbers of the VGGT layers whose features are read
+    layers: tuple[int, ...] = ()                    # numbers of the VGGT layers whose features are read
     cache: CacheCfg = CacheCfg()          # reduction and number type of the cached features, and whether depth is kept
     control: ControlCfg | None = None     # a ControlNet; None: the run has none
     tokens: TokenCfg | None = None        # a token injector; None: the run has none
@@ -101,11 +125,20 @@ class RunCfg(Cfg):
     finite: int = 0                       # number of different windows, for a feature cache; 0: new ones in every step
 
     def __post_init__(self):
+        super().__post_init__()
+        _check_run_name(self)
+        self.check_ranges(batch='[1, 1000000]', layers='[0, 1000]', history='[0, 100000]', noised_context='[0, 1]',
+                          finite='[0, inf)')
         recipe = f'recipe {self.name}'
         expect(self.memory is None or self.cache.depth, recipe, 'features with depth, which a spatial memory needs',
                'features without depth', 'add cache=CacheCfg(depth=True)')
         expect(self.align is None or self.train_base, recipe, 'a trained base, since `align` changes the base only',
                'a frozen base', 'add train_base=True')
+        expect(self.vggt is None or all(i < self.vggt.depth for i in self.layers), f'{recipe}: layers',
+               f'layers of a VGGT of depth {self.vggt and self.vggt.depth}, counted from 0', self.layers,
+               f'use layers up to {self.vggt and self.vggt.depth - 1}')
+        expect(self.vggt is not None or not self.layers, f'{recipe}: layers', 'a VGGT whose layers are read',
+               'vggt=None', 'add vggt=VGGTCfg.tiny(), or leave out the layers')
 
 # %% ../../nbs/learn/02_config.ipynb #cf15
 @dataclass(frozen=True)
@@ -119,3 +152,10 @@ class VGGTRunCfg(Cfg):
     dense: int = 1                        # frames of each clip for which depth and points are predicted
     train: TrainCfg = TrainCfg()          # steps, optimizer, precision
     seed: int = 0                         # of the initial weights and the windows
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_run_name(self)
+        self.check_ranges(frames='[1, 100000]', dense='[1, 100000]')
+        expect(self.batch >= self.frames, 'VGGTRunCfg.batch', f'at least frames={self.frames} images per step',
+               self.batch, f'use batch={self.frames} or more')

@@ -37,8 +37,13 @@ class MuonCfg(Cfg):
     lr: float = 3e-3                   # peak learning rate; an entry of the update has about .2 times this size
     momentum: float = .95              # Nesterov momentum, 0 to 1
     weight_decay: float = .01          # a step multiplies the matrices by 1 - lr*weight_decay
-    inside: tuple = ('down_blocks', 'mid_blocks', 'up_blocks')    # names of the modules that hold the hidden layers
-    halves: tuple = ('emb_layer',)     # names of layers that hold two matrices, one above the other: scale and shift
+    # names of the modules that hold the hidden layers
+    inside: tuple[str, ...] = ('down_blocks', 'mid_blocks', 'up_blocks')
+    halves: tuple[str, ...] = ('emb_layer',)   # names of layers that hold two matrices, one above the other
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(lr='(0, inf)', momentum='[0, 1)', weight_decay='[0, inf)')
 
 def matrices(name: str,                # of a parameter, with dots
              p: Tensor,                # the parameter

@@ -45,14 +45,24 @@ class TrainCfg(Cfg):
     lr: float = 1e-3            # peak learning rate of AdamW
     warmup: int = 100           # steps of linear warm-up
     decay: float = .4           # last part of the run (0 to 1) over which lr falls linearly to 2 %
-    betas: tuple = (.9, .99)    # of AdamW
+    betas: tuple[float, float] = (.9, .99)    # of AdamW
     weight_decay: float = .01   # of AdamW, on every trained tensor
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the running average of the weights (0 to 1)
     # of matrix products: 'no' float32; 'bf16'; 'fp16' (the loss is scaled); 'auto': see `chosen_precision`
     precision: str = 'no'
     save_every: int = 500       # steps between checkpoints
-    scale: tuple = ()           # pairs (prefix of parameter names, factor of their lr); a trained base gets less than 1
+    # pairs (prefix of parameter names, factor of their lr); a trained base gets less than 1
+    scale: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_ranges(steps='[1, inf)', lr='(0, inf)', warmup='[0, inf)', decay='[0, 1]', betas='[0, 1)',
+                          weight_decay='[0, inf)', clip='(0, inf)', ema='[0, 1)', save_every='[1, inf)')
+        self.check_choices(precision=('no', 'bf16', 'fp16', 'auto'))
+        for prefix, factor in self.scale:
+            expect(factor >= 0, 'TrainCfg.scale', 'factors of at least 0', (prefix, factor),
+                   f'write ({prefix!r}, 0.1) for a tenth of the learning rate')
 
 def lr_at(step: int,            # from 0
           cfg: TrainCfg) -> float:
