@@ -276,7 +276,10 @@ class Progress:
         if self.bar is None: self.bar = tqdm(total=e.cfg.steps, initial=e.step, desc=self.what, mininterval=1)
         self.bar.set_postfix(loss=f"{e.record['loss']:.4f}", refresh=False)
         self.bar.update(1)
-        if e.step + 1 == e.cfg.steps: self.bar.close()
+        if e.step + 1 == e.cfg.steps: self.close()
+    def close(self):
+        "End the line of the bar, so that the next output begins a new one."
+        if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/learn/01_train.ipynb #40c0a0
 def chosen_precision(precision: str,           # 'no', 'bf16', 'fp16' or 'auto'
