@@ -193,8 +193,8 @@ def export_weights(folder,         # of the run
     folder, to = Path(folder), Path(to)
     run = build(folder/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
     model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
-    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state', f'step {step}',
-           'call train_run again: it writes the weights of the state', error=LoadError)
+    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state',
+           f'step {step}', 'call train_run again: it writes the weights of the state', error=LoadError)
     params = {n for n, _ in model.named_parameters()}
     state = {**frozen_params(model), **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}

@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 from ..core import Cfg, atomic_write, device, expect, folder_lock, half_is_fast, rng, seed_all
 from ..weights import LoadError, load_report, not_finite, read_about, read_tensors, save_weights
 from ..run_folder import (
-    RESTORE, bytes_needed, check_folder, check_settings, check_state, moments_of, remove_temporary, remove_unused, saved_step,
-    space_for, states_of)
+    RESTORE, bytes_needed, check_folder, check_settings, check_state, moments_of, remove_temporary, remove_unused,
+    saved_step, space_for, states_of)
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
