@@ -197,9 +197,9 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
                  frames: int = 0,            # frames of the network's window; 0: as in the recipe
                  mismatch_ok: tuple = ()     # as of `load_run`
                  ) -> tuple[RunCfg, nn.Module, Callable | None]:
-    """`(run, model, features)`: the denoiser of a run with its averaged weights, or `Injected` for a run with injectors,
-    in eval mode; and `online_features` for its injectors, otherwise None. Raises what `load_run` raises, and `ValueError`
-    for a run that trains no denoiser."""
+    """`(run, model, features)`: the denoiser of a run with its averaged weights, or `Injected` for a run with
+    injectors, in eval mode; and `online_features` for its injectors, otherwise None. Raises what `load_run` raises, and
+    `ValueError` for a run that trains no denoiser."""
     run = build(recipe)
     expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__,
            "pass the recipe of a run that trains a denoiser or its injectors, e.g. of 'tiny_base'")
@@ -221,8 +221,8 @@ def export_weights(folder,         # of the run
     folder, to = Path(folder), Path(to)
     run = build(folder/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
     model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
-    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state', f'step {step}',
-           'call train_run again: it writes the weights of the state', error=LoadError)
+    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state',
+           f'step {step}', 'call train_run again: it writes the weights of the state', error=LoadError)
     about = read_about(folder/'model.safetensors')
     check_about(folder/'model.safetensors', dict(kind='EMA', name=run.name, recipe=recipe_hash(run)))
     about = {**about, **dict(kind='EMA', step=step, name=run.name, recipe=recipe_hash(run))}
