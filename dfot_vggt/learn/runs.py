@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INJECTORS', 'build_base', 'build_injector', 'build_model', 'build_trainable', 'frozen_params', 'load_geometry_model',
            'feature_cache', 'online_features', 'recipe_hash', 'geometry_hash', 'provenance', 'train_run', 'load_run',
-           'load_trained', 'exported_step', 'continue_from']
+           'load_trained', 'export_weights', 'exported_step', 'continue_from']
 
 # %% ../../nbs/learn/06_runs.ipynb #ru04
 import json
@@ -223,12 +223,9 @@ def export_weights(folder,         # of the run
     model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
     expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state',
            f'step {step}', 'call train_run again: it writes the weights of the state', error=LoadError)
-<<<<<<< ours
-=======
     about = read_about(folder/'model.safetensors')
     check_about(folder/'model.safetensors', dict(kind='EMA', name=run.name, recipe=recipe_hash(run)))
     about = {**about, **dict(kind='EMA', step=step, name=run.name, recipe=recipe_hash(run))}
->>>>>>> theirs
     params = {n for n, _ in model.named_parameters()}
     state = {**frozen_params(model), **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}
