@@ -353,7 +353,7 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a trained run with i
     path = Path(to)/f'{cfg.run.name}_walks'
     _check_record(cfg, path.with_suffix('.json'))
     walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond).to(device())
-    net = load_run(build_trainable(cfg.run).to(device()), folder)
+    net = load_run(build_trainable(cfg.run).to(device()), folder, cfg.run)
     videos = compare_models(cfg, net, online_features(cfg.run), walks, progress=True)
     videos = {cfg.run.name if name == 'control' else name: v for name, v in videos.items()}
     t = walks.video.shape[1] - beyond
