@@ -95,7 +95,7 @@ class Start(NamedTuple):
 class Probe:
     "The frames that a video file shows, in the order in which a player shows them."
     codec: str                  # 'h264', 'av1', ...
-    seconds: np.ndarray         # time of each frame
+    seconds: np.ndarray         # time of each frame after the beginning of the file, whose first track may be sound
     pts: np.ndarray             # the same in units of the track
     starts: tuple[Start, ...]   # (): the file was counted by decoding, and is always decoded from the beginning
     plain: bool                 # closed GOPs at a constant rate, as `write_mp4` writes them: decord counts correctly
@@ -113,7 +113,8 @@ def _by_packets(path) -> Probe | None:
         if not _is_start(packets[0], codec) or shown[0] < packets[0].pts: return None
         pts = np.array(shown)
         starts = [Start(int(np.searchsorted(pts, p.pts)), p.pts, p.dts) for p in packets if _is_start(p, codec)]
-        return Probe(codec, pts*float(track.time_base), pts, tuple(starts), _is_plain(box, track, packets, pts))
+        seconds = pts*float(track.time_base) - (box.start_time or 0)/1e6
+        return Probe(codec, seconds, pts, tuple(starts), _is_plain(box, track, packets, pts))
 
 def _is_plain(box, track, packets, pts) -> bool:
     "True for H.264 in closed GOPs, 8 bits, at a constant rate, upright, without hidden frames or changes in between."
@@ -146,11 +147,12 @@ def _by_decoding(path) -> Probe:
     "`Probe` of any file, by decoding all of it."
     with _open(path) as (box, track):
         codec, unit = track.codec_context.codec.canonical_name, float(track.time_base)
+        first = (box.start_time or 0)/1e6
         pts = [frame.pts for frame in _decoded(box, track, path)]
         expect(pts, str(path), 'a video', 'no frame that can be decoded', 'get the file again')
-        if any(t is None for t in pts): unit, pts = 1/float(track.average_rate or 1), range(len(pts))
+        if any(t is None for t in pts): unit, pts, first = 1/float(track.average_rate or 1), range(len(pts)), 0
     pts = np.array(pts, dtype=np.int64)
-    return Probe(codec, pts*unit, pts, (), False)
+    return Probe(codec, pts*unit - first, pts, (), False)
 
 _probe_kept = PerFile(lambda path: _by_packets(path) or _by_decoding(path))
 
