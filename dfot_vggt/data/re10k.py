@@ -177,7 +177,8 @@ def _check_times(path, seconds, stamps):
     step = float(np.median(steps))
     intervals = f'frames {steps.min():.4g} to {steps.max():.4g} s apart'
     expect(steps.min() > 0, str(path), 'frames at increasing times', intervals, again)
-    expect(seconds[0] < 4.5*step, str(path), 'frames from its beginning on', f'the first after {seconds[0]:.2f} s', again)
+    late = f'the first after {seconds[0]:.2f} s'
+    expect(seconds[0] < 4.5*step, str(path), 'frames from its beginning on', late, again)
     constant = bool((abs(steps - step) < .1*step).all())
     if constant and abs(10*step - 1) < .01: return                    # the released form: 10 per second, one per pose
     if stamps is None:
