@@ -135,11 +135,12 @@ def _decoded(box, track, path) -> Iterator[av.VideoFrame]:
     "Yield the frames from the current position on, in the order of their times, up to where the file breaks off."
     try:
         for packet in box.demux(track):
-            if packet.is_corrupt: break
-            for frame in packet.decode():
+            # at an incomplete packet the file breaks off: only the frames that the decoder still holds are left
+            for frame in track.decode(None) if packet.is_corrupt else packet.decode():
                 expect(not frame.is_corrupt, str(path), 'a video', f'a damaged frame at {frame.time} s',
                        'get the file again')
                 yield frame
+            if packet.is_corrupt: return
     except av.FFmpegError as e:
         raise ValueError(f'{path}: expected a video, got {type(e).__name__} on decoding; get the file again') from e
 
