@@ -74,9 +74,10 @@ class Cams:
 
 # %% ../../nbs/data/00_camera.ipynb #cam09b
 _NAMES = 'fx fy cx cy R00 R01 R02 t0 R10 R11 R12 t1 R20 R21 R22 t2'.split()      # of the 16 numbers
-_RANGES = dict(f=(.1, 10., ' in units of the image size', _PIXELS), c=(-.5, 1.5, ' in units of the image size', _PIXELS),
-               R=(-1.001, 1.001, '', 'check the order of the columns: R|t row by row, three rows of four'),
-               t=(-1e4, 1e4, '', 'subtract the position of one camera from all positions, or take a larger unit of length'))
+_RANGES = dict(f=(.1, 10., ' in units of the image size', _PIXELS),
+               c=(-.5, 1.5, ' in units of the image size', _PIXELS),
+               R=(-1e4, 1e4, '', 'check the order of the columns: R|t row by row, three rows of four'),
+               t=(-1e4, 1e4, '', 'subtract the position of one camera from all, or take a larger unit of length'))
 _LOW, _HIGH = (torch.tensor([_RANGES[n[0]][k] for n in _NAMES]) for k in (0, 1))
 
 def check_cams(cams: Float[Tensor, 't 16'],
