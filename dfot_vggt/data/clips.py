@@ -131,9 +131,9 @@ def _frame_counts(layout: Layout, size: int) -> tuple[dict[str, int], list[str],
 
 def _expect_at_most(most: int, faults: dict[str, str], layout: Layout, n: int):
     "Raise `ValueError` if `faults` has more than `most` of `n` clips."
-    first = '; '.join([*faults.values()][:3])
-    expect(len(faults) <= most, f'{layout.root}, split {layout.split}', f'at most {most} of {n} clips with broken files',
-           f'{len(faults)}: {first}', 'repair or remove the files; dfot_check finds all of them')
+    place, first = f'{layout.root}, split {layout.split}', '; '.join([*faults.values()][:3])
+    expect(len(faults) <= most, place, f'at most {most} of {n} clips with broken files', f'{len(faults)}: {first}',
+           'repair or remove the files; dfot_check finds all of them')
 
 def _expect_few(clips, faults: dict[str, str]):
     "Raise `ValueError` if more clips than `most_broken` cannot be read, those with broken pose tables included."

@@ -297,7 +297,7 @@ def _train(model, loss_fn, batches, cfg, folder, observers, acc) -> list[dict]:
             torch.manual_seed(step*acc.num_processes + acc.process_index)    # dropout is a function of the step, too
             batch = _to(next(stream), acc.device)
             numbers, stop = _one_step(wrapped, opt, params, batch, lr_at(step, cfg), cfg, acc, bool(request))
-            record = {'step': step, **numbers}
+            record = {'step': step, **numbers, **_notes(batch)}
             finite = torch.isfinite(torch.tensor(record['loss']))
             expect(finite, f'loss of step {step}', 'a finite number', record['loss'],
                    f'lower TrainCfg.lr or check the batch of this step; the last good state is in {folder}/state',
@@ -353,6 +353,11 @@ def _to(batch, where):
     "The batch on a device: moves whatever has a method `to`, alone or inside tuples."
     if isinstance(batch, tuple): return tuple(_to(o, where) for o in batch)
     return batch.to(where) if hasattr(batch, 'to') else batch
+
+def _notes(batch) -> dict:
+    "Fields that a batch adds to the log: those of whatever has a method `notes`, alone or inside tuples."
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    return {k: v for part in parts if hasattr(part, 'notes') for k, v in part.notes().items()}
 
 # %% ../../nbs/learn/01_train.ipynb #40c0a8
 def restart(folder,                         # new, without a state
