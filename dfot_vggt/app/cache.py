@@ -41,7 +41,7 @@ def _fill(run, root):
     from dfot_vggt.learn.runs import feature_cache
     todo, cache = belongs(run, root), feature_cache(run, root)
     rank, world = (int(os.environ.get(n, d)) for n, d in (('RANK', 0), ('WORLD_SIZE', 1)))
-    start, made = time.time(), fill_cache(cache, check_list(cache, todo))
+    start, made = time.time(), fill_cache(cache, check_list(cache.root, todo))
     frames, took = sum(r['frames'] for r in made), time.time() - start
     if cache.basis: print(f'{run.cache.channels} components keep {cache.basis.share.sum():.1%} of the variance')
     details = f', {frames/took:.1f} per second; rounding errors at most {_rounding(made)}' if made else ''

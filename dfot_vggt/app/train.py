@@ -30,5 +30,5 @@ def dfot_train(recipe: str,             # name of a recipe, or a YAML file with 
     except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
     losses = [r['loss'] for r in log[-50:]]
     skipped = sum(r.get('skipped', 0) for r in log)
-    note = f'; {skipped} windows were replaced, because their files cannot be read' if skipped else ''
+    note = f'; {skipped} times a clip could not be read and another took its place' if skipped else ''
     print(f'{run.name}: {len(log)} steps, loss {sum(losses)/len(losses):.4f}{note}')

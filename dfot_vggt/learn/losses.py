@@ -10,6 +10,7 @@ __all__ = ['training_windows', 'observed_set', 'FiniteWindows', 'check_list', 'm
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ from ..data.clips import Batch, loader, order
 from ..denoiser.diffusion import Diffusion, make_diffusion
 from ..denoiser.tasks import train_levels
 from ..denoiser.uvit import UViT3DPose
-from ..geometry.feature_cache import FeatureCache
 from ..geometry.features import digest
 from ..geometry.manifest import Manifest, make_manifest
 from ..inject.injector import window_geometry
@@ -81,13 +81,15 @@ class FiniteWindows(Dataset):
         spread = (self.observed_frames(round(j)) for j in places)
         return (frames for frames in spread if len(frames))
 
-def check_list(cache: FeatureCache, todo: Manifest) -> Manifest:
-    """`todo`, the list of windows of a run. `ValueError` if the cache holds features of another list of the same run:
-    then the data set has other clips than when they were computed."""
-    other = sorted(s for s in cache.names() - todo.shards.keys() if s.startswith(f'{todo.name}-'))
-    expect(not other, str(cache.folder), f'features of the windows of today ({len(todo.shards)} shards {todo.name}-*)',
+def check_list(features,                           # folder of a feature cache
+               todo: Manifest) -> Manifest:        # the list of windows of a run
+    """`todo`. `ValueError` if `features` holds shards of another list of the same run: then the data set has other clips
+    than when they were computed."""
+    shards = Path(features).glob(f'*/{todo.name}-*.safetensors')
+    other = sorted(p for p in shards if p.stem not in todo.shards)
+    expect(not other, str(features), f'features of the windows that the run has today (name {todo.name})',
            f'{len(other)} shards of other windows: the data set had other clips when they were computed',
-           f'restore its clips, or remove {cache.folder}/{todo.name}-* and compute the features again')
+           f'restore the clips, or remove {features}/*/{todo.name}-* and compute the features again')
     return todo
 
 def manifest_name(run: RunCfg) -> str:

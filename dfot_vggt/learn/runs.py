@@ -122,7 +122,7 @@ def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: F
     if not isinstance(model, Injected): return base_loss(run), training_windows(run, root)
     if not run.finite: return injected_loss(run, online_features(run)), training_windows(run, root)
     cache = feature_cache(run, root) if cache is None else cache
-    fill_cache(cache, check_list(cache, FiniteWindows(run, root).manifest()))
+    fill_cache(cache, check_list(cache.root, FiniteWindows(run, root).manifest()))
     return injected_loss(run, cache.get), training_windows(run, root)
 
 def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights are replaced
