@@ -83,8 +83,8 @@ class FiniteWindows(Dataset):
 
 def check_list(features,                           # folder of a feature cache
                todo: Manifest) -> Manifest:        # the list of windows of a run
-    """`todo`. `ValueError` if `features` holds shards of another list of the same run: then the data set has other clips
-    than when they were computed."""
+    """`todo`. `ValueError` if `features` holds shards of another list of the same run: then the data set has other
+    clips than when they were computed."""
     shards = Path(features).glob(f'*/{todo.name}-*.safetensors')
     other = sorted(p for p in shards if p.stem not in todo.shards)
     expect(not other, str(features), f'features of the windows that the run has today (name {todo.name})',
