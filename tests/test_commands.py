@@ -160,7 +160,12 @@ LIGHT = [                                          # command, arguments, exit co
     ('rollout', ['--cams', 'a.txt', '--at', '0'], 1, '--at: expected 0 different frame numbers'),
     ('rollout', ['--eta', '2'], 1, '--eta: expected a number from 0 to 1, got 2.0'),
     ('study', ['--help'], 0, 'Train a ControlNet and compare it with its base'),
-    ('study', ['--hlp'], 2, 'unrecognized arguments: --hlp')]
+    ('study', ['--hlp'], 2, 'unrecognized arguments: --hlp'),
+    ('check', ['--help'], 0, 'Examples: `dfot_check data/re10k`'),
+    ('check', ['.', '--hlp'], 2, 'unrecognized arguments: --hlp'),
+    ('check', [], 2, 'the following arguments are required: folder'),
+    ('check', ['absent'], 1, "expected a folder, got 'absent'; pass e.g. data/re10k"),
+    ('check', ['.', '--workers', '0'], 1, '--workers: expected 1 or more, got 0')]
 
 @pytest.mark.parametrize('name,args,right,message', LIGHT)
 def test_help_and_misspelt_arguments_need_no_torch(tmp_path, name, args, right, message):

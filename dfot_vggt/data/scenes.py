@@ -30,7 +30,8 @@ from tqdm.auto import tqdm
 
 from .camera import look_at, rays
 from ..core import asset, expect, atomic_write
-from .re10k import Layout, write_mp4, write_npz, write_pose_table, write_poses
+from .re10k import Layout, write_npz, write_pose_table, write_poses
+from .video import write_mp4
 
 # %% ../../nbs/data/04_scenes.ipynb #12c010
 N, MIPS = 128, 6      # texels along the side of a tile; levels of its mip pyramid: 128, 64 ... 4 texels
