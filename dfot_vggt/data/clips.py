@@ -9,6 +9,7 @@ __all__ = ['Batch', 'Window', 'back_and_forth', 'most_broken', 'Clips', 'Starts'
 import dataclasses
 import os
 import random
+import sys
 import warnings
 from bisect import bisect
 from collections.abc import Iterator, Sequence
@@ -45,10 +46,6 @@ class Batch:
         "Return the batch on another device."
         video, cams = (x.to(device, non_blocking=True) for x in (self.video, self.cams))
         return Batch(video, cams, self.keys, self.index.to(device), faults=self.faults)
-
-    def notes(self) -> dict[str, int]:
-        "Fields for the log of a training: the number of clips that could not be read, if there are any."
-        return {'skipped': len(self.faults)} if self.faults else {}
 
     @classmethod
     def cat(cls, batches: Sequence['Batch']) -> 'Batch':
@@ -277,8 +274,10 @@ def _report(clips: Clips, faults: dict[str, str], found: dict[str, str]):
     for key, fault in faults.items():
         if key in found: continue
         found[key] = fault
-        warnings.warn(f'{fault}. A window of another clip takes its place; {len(found)} of {len(clips.keys)} clips '
-                      'cannot be read so far')
+        text = (f'{fault}. A window of another clip takes its place; {len(found)} of {len(clips.keys)} clips cannot be '
+                'read so far')
+        if os.environ.get('RANK', '0') == '0': warnings.warn(text)
+        else: print(text, file=sys.__stderr__)           # `sys.stderr` of the other processes may be redirected
     _expect_few(clips, found)
 
 def loader(clips: Clips,

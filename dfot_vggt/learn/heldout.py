@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core import atomic_write, commit, device, expect
 from ..weights import load_report, read_tensors
+from ..run_folder import saved_step
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import make_diffusion
 from ..denoiser.uvit import UViT3DPose
@@ -22,7 +23,6 @@ from .config import RunCfg
 from .losses import at_level, base_loss, training_windows
 from .recipes import shipped_base
 from .runs import build_trainable, load_run
-from .train import saved_step
 
 # %% ../../nbs/learn/09_heldout.ipynb #52r011
 @torch.no_grad()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INJECTORS', 'build_base', 'build_injector', 'build_model', 'build_trainable', 'frozen_params', 'load_geometry_model',
-           'feature_cache', 'online_features', 'train_run', 'load_run', 'export_weights', 'exported_step',
-           'continue_from']
+           'feature_cache', 'online_features', 'recipe_hash', 'geometry_hash', 'provenance', 'train_run', 'load_run',
+           'export_weights', 'exported_step', 'continue_from']
 
 # %% ../../nbs/learn/06_runs.ipynb #ru04
 import json
@@ -18,24 +18,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core import asset, atomic_write, build, device, expect, seed_all
-from ..weights import load_report, read_tensors
+from ..core import asset, atomic_write, build, commit, contents, device, expect, seed_all
+from ..weights import LoadError, check_about, load_report, read_about, read_tensors, save_weights
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.aggregator import random_weights
 from ..geometry.feature_cache import DEPTH_HEADS, FeatureCache, sample_basis
-from ..geometry.features import features
+from ..geometry.features import digest, features, fingerprint
 from ..geometry.manifest import fill_cache, one_thread
 from ..geometry.vggt import VGGT, load_vggt
 from ..inject.align import AlignTerm
 from ..inject.controlnet import ControlNet
-from ..inject.injector import Injected, load_injected
+from ..inject.injector import Injected, base_hash, load_injected
 from ..inject.memory import MemoryNet
 from ..inject.tokens import TokenInjector
 from .config import RunCfg, VGGTRunCfg
 from .losses import FiniteWindows, base_loss, check_list, injected_loss, training_windows
-from .train import read_log, restart, saved_step, train
+from ..run_folder import saved_step
+from .train import hold_folder, read_log, restart, train
 from .train_vggt import Rooms, geometry_loss, new_vggt, views
 
 # %% ../../nbs/learn/06_runs.ipynb #51c065
@@ -98,6 +99,30 @@ def online_features(run: RunCfg) -> Callable:
     "`(video, cams, observed) -> Geometry`, computed by the run's VGGT in every call; `observed` is a mask 'b t'."
     return partial(features, load_geometry_model(run), layers=run.layers, depth=run.cache.depth)
 
+# %% ../../nbs/learn/06_runs.ipynb #ru41
+def recipe_hash(run: RunCfg | VGGTRunCfg) -> str:
+    "12 hex digits: hash of all settings of a run but `train.steps`, since a run may be continued for more steps."
+    plain = contents(run)
+    plain['train'].pop('steps')
+    return digest(json.dumps(plain, sort_keys=True))[:12]
+
+def geometry_hash(run: RunCfg, vggt: VGGT) -> str:
+    "32 hex digits: hash of the parts of a VGGT whose output the injectors of `run` read."
+    heads = DEPTH_HEADS if run.cache.depth else ()
+    return digest(*(fingerprint(vggt, part) for part in ('aggregator', *heads)))
+
+def provenance(run: RunCfg | VGGTRunCfg,
+               model: nn.Module,            # of the run
+               vggt: VGGT | None = None     # geometry model of the run; None: it is loaded, if the run has one
+               ) -> dict[str, str]:
+    """What the weights of a run belong to: `name` and `recipe` hash, `commit` of the code; of injectors also the hash
+    of their `base`, unless it is trained too, and of their geometry model, `vggt`."""
+    about = dict(name=run.name, recipe=recipe_hash(run), commit=commit())
+    if isinstance(model, Injected):
+        if not model.train_base: about['base'] = bytes(model.base_hash.tolist()).hex()
+        about['vggt'] = geometry_hash(run, vggt or load_geometry_model(run))
+    return about
+
 # %% ../../nbs/learn/06_runs.ipynb #ru29
 def train_run(run: RunCfg | VGGTRunCfg,
               folder=None,              # of the run, default <root>/<name>; a run that it holds is continued
@@ -106,12 +131,20 @@ def train_run(run: RunCfg | VGGTRunCfg,
               # for a run with a finite list of windows; None: `feature_cache(run, root)`
               cache: FeatureCache | None = None,
               ) -> tuple[nn.Module, list[dict]]:
-    "`(trained model with its averaged weights, in eval mode; log, one dict per step)`. Raises what `train` raises."
-    folder, model = Path(folder or Path(root)/run.name), build_trainable(run)
-    run.save(folder/'recipe.yaml')
-    loss_fn, batches = _loss_and_batches(run, model, root, cache)
-    log = train(model, loss_fn, batches, run.train, folder, observers)
-    return load_run(model, folder), log
+    """`(trained model with its averaged weights, in eval mode; log, one dict per step)`. Raises what `train` raises.
+
+    The folder is locked and its whole recipe is compared before anything is written; only `train.steps` may have grown.
+    A run that is finished is not trained again."""
+    folder = Path(folder or Path(root)/run.name)
+    with hold_folder(folder, _settings(run), run.train) as held:
+        model = build_trainable(run)
+        loss_fn, batches = _loss_and_batches(run, model, root, cache)
+        log = train(model, loss_fn, batches, run.train, held, observers, provenance(run, model))
+        return load_run(model, folder), log
+
+def _settings(run: RunCfg | VGGTRunCfg) -> dict:
+    "`{file name: config}` that the folder of a run holds; the first is compared as a whole."
+    return {'recipe.yaml': run, 'config.yaml': run.train}
 
 def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: FeatureCache | None) -> tuple:
     "`(loss_fn, batches)` for `train`. For a finite list of windows the feature cache is filled first."
@@ -126,13 +159,30 @@ def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: F
     return injected_loss(run, cache.get), training_windows(run, root)
 
 def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights are replaced
-             path                    # folder of a run, or a file with its weights
+             path,                   # folder of a run, or a file with its weights
+             # the run whose weights they must be; None: only names, shapes, kind and base are compared
+             run: RunCfg | VGGTRunCfg | None = None,
+             mismatch_ok: tuple = (),      # of 'name', 'recipe', 'base', 'vggt', 'kind': what may differ
+             vggt: VGGT | None = None      # geometry model of `run`, if it is loaded already
              ) -> nn.Module:
-    "`model` with the averaged weights of a run, in eval mode. Loading is strict: `LoadError` names what does not fit."
+    """`model` with the averaged weights of a run, in eval mode. `LoadError` names the tensors that do not fit, or what
+    the file says about itself that differs from `run`."""
     path = Path(path)/'model.safetensors' if Path(path).is_dir() else path
-    if isinstance(model, Injected): load_injected(model, path)
+    expected = _expected(read_about(path), run, model, vggt)
+    check_about(path, expected, mismatch_ok)
+    if isinstance(model, Injected): load_injected(model, path, mismatch_ok=mismatch_ok)
     else: load_report(model, read_tensors(path), str(path), missing_ok=tuple(frozen_params(model)))
     return model.eval()
+
+def _expected(about: dict, run, model, vggt) -> dict:
+    "What weights of `run` must say about themselves. The geometry model is loaded only if the file has its hash."
+    expected = dict(kind='EMA')
+    if run is None: return expected
+    expected |= dict(name=run.name, recipe=recipe_hash(run))
+    if not isinstance(model, Injected): return expected
+    if not model.train_base: expected['base'] = bytes(base_hash(model.base).tolist()).hex()
+    if 'vggt' in about: expected['vggt'] = geometry_hash(run, vggt or load_geometry_model(run))
+    return expected
 
 # %% ../../nbs/learn/06_runs.ipynb #51c053
 def export_weights(folder,         # of the run
@@ -142,7 +192,9 @@ def export_weights(folder,         # of the run
     `<name>.jsonl` (losses, means over ten steps; earlier lines are kept). `ValueError` if float16 overflows."""
     folder, to = Path(folder), Path(to)
     run = build(folder/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
-    model, step = build_trainable(run), saved_step(folder)
+    model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
+    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state', f'step {step}',
+           'call train_run again: it writes the weights of the state', error=LoadError)
     params = {n for n, _ in model.named_parameters()}
     state = {**frozen_params(model), **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}
@@ -150,15 +202,19 @@ def export_weights(folder,         # of the run
     expect(finite, str(folder), 'weights below 65504, the largest float16', 'larger or infinite weights',
            f'share the float32 file {folder}/model.safetensors, or train again with a lower TrainCfg.lr')
     log = [r for r in read_log(folder) if r['step'] < step]
-    kept = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < log[0]['step']]
+    kept = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < min([r['step'] for r in log], default=step)]
     lines = [json.dumps(r) + '\n' for r in kept + _means_of_ten(log)]
     with atomic_write(to/f'{name}.safetensors') as tmp: save_file(packed, tmp, metadata={'step': str(step)})
     with atomic_write(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(lines))
     run.save(to/f'{name}.yaml')
 
+def _step_of_weights(folder: Path) -> int:
+    "Step of the averaged weights in the folder of a run; that of its state for weights of an early version."
+    return int(read_about(folder/'model.safetensors').get('step', saved_step(folder)))
+
 def _means_of_ten(log: list[dict]) -> list[dict]:
     "Means of the loss and its terms over ten steps each, with the last step and learning rate of the ten."
-    losses = [k for k in log[0] if k not in ('step', 'lr', 'norm', 's', 'skipped')]
+    losses = [k for r in log[:1] for k in r if k not in ('step', 'lr', 'norm', 's', 'skipped')]
     tens = [log[i:i+10] for i in range(0, len(log) - 9, 10)]
     means = [{k: round(sum(r[k] for r in ten)/10, 6) for k in losses} for ten in tens]
     return [dict(step=ten[-1]['step'], **mean, lr=ten[-1]['lr']) for ten, mean in zip(tens, means)]
@@ -177,4 +233,4 @@ def continue_from(run: RunCfg,
                   folder):         # new, of the run
     "Start a folder for `run` with exported weights at their step; `train_run` then continues from this step."
     model = load_run(build_trainable(run), path)
-    restart(folder, model, exported_step(path), run.train)
+    restart(folder, model, exported_step(path), run.train, provenance(run, model), _settings(run))
