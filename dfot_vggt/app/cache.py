@@ -37,10 +37,11 @@ def _fill(run, root):
     "Compute the features of a run that are not on disk, and print how many were computed."
     from dfot_vggt.geometry.manifest import fill_cache
     from dfot_vggt.learn.cached import belongs
+    from dfot_vggt.learn.losses import check_list
     from dfot_vggt.learn.runs import feature_cache
     todo, cache = belongs(run, root), feature_cache(run, root)
     rank, world = (int(os.environ.get(n, d)) for n, d in (('RANK', 0), ('WORLD_SIZE', 1)))
-    start, made = time.time(), fill_cache(cache, todo)
+    start, made = time.time(), fill_cache(cache, check_list(cache.root, todo))
     frames, took = sum(r['frames'] for r in made), time.time() - start
     if cache.basis: print(f'{run.cache.channels} components keep {cache.basis.share.sum():.1%} of the variance')
     details = f', {frames/took:.1f} per second; rounding errors at most {_rounding(made)}' if made else ''

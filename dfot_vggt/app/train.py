@@ -37,6 +37,8 @@ def _trained(recipe: str, folder, root: str, steps: int) -> str:
     losses = [r['loss'] for r in log[-50:]]
     loss = f', loss {sum(losses)/len(losses):.4f}' if losses else ''
     note = f'; it was finished before, the weights are in {folder}' if before == run.train.steps else ''
+    skipped = sum(r.get('skipped', 0) for r in log)
+    if skipped: note = f'; {skipped} times a clip could not be read and another took its place{note}'
     return f'{run.name}: {run.train.steps} steps{loss}{note}'
 
 @call_parse

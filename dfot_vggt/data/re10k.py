@@ -7,8 +7,10 @@ __all__ = ['read_poses', 'write_poses', 'read_pose_table', 'write_pose_table', '
            'Layout', 'check_clip']
 
 # %% ../../nbs/data/03_re10k.ipynb #11c050
+import os
 import warnings
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -18,28 +20,61 @@ from torch import Tensor
 from jaxtyping import Float, Int, UInt8
 from ..checksums import check_file, checked_write
 from ..core import expect
-from .camera import Cams
+from .camera import Cams, check_cams
 from .video import check_mp4
 from ..weights import read_tensors
 
 # %% ../../nbs/data/03_re10k.ipynb #11c009
-def _cams(rows: Float[Tensor, 't 18'], path) -> Float[Tensor, 't 16']:
+def _cams(rows: Float[Tensor, 't 18'],
+          name: Callable[[int], str]            # of row i in messages: the file and the line
+         ) -> Float[Tensor, 't 16']:
     "Cameras of 18-column rows without the distortion columns, after checking that each row is a pinhole camera."
-    expect(not rows[:, 4:6].any(), str(path), 'no lens distortion (columns 4, 5 zero)',
-           f'up to {rows[:, 4:6].abs().max():.3g}', 'undistort the video, then set the two columns to 0')
-    try: cams = Cams(torch.cat([rows[:, :4], rows[:, 6:]], 1))
-    except ValueError as e: raise ValueError(f'{path}: {e}') from None
-    off = (cams.R@cams.R.mT - torch.eye(3)).abs().amax((1, 2))
-    expect((off < 1e-3).all(), str(path), 'rotations (|R R^T - I| < 1e-3)',
-           f'{off.max():.2g} in pose {int(off.argmax())}',
-           'check the order of the columns: fx fy cx cy, two zeros, R|t row by row')
-    return cams.data
+    cams = torch.cat([rows[:, :4], rows[:, 6:]], 1)
+    if rows[:, 4:6].any():
+        i = int(rows[:, 4:6].any(1).nonzero()[0])
+        expect(False, name(i), 'no lens distortion (columns 4, 5 zero)', f'up to {rows[i, 4:6].abs().max():.3g}',
+               'undistort the video, then set the two columns to 0')
+    return check_cams(cams, name)
 
 def _rows(cams: Float[Tensor, 't 16']) -> Float[Tensor, 't 18']:
     "18-column rows of cameras: two zero columns for the distortion are inserted."
     return torch.cat([cams[:, :4], torch.zeros_like(cams[:, :2]), cams[:, 4:]], 1)
 
 # %% ../../nbs/data/03_re10k.ipynb #11c013
+_MOST_BYTES = 64 << 20             # of a camera file: over two hours of video with 30 poses per second
+_COLUMNS = 'a time, fx fy cx cy, two zeros, then R|t as three rows of four numbers'
+# number of words in a line -> how to repair it
+_WORDS = {1: 'separate the numbers by blanks',
+          8: 'this may be a quaternion: the format has a matrix R|t, three rows of four',
+          13: 'put fx fy cx cy 0 0 behind the time', 17: 'put the two zeros for the lens distortion behind cy',
+          21: 'leave out the last row 0 0 0 1 of the matrix, and put two zeros behind cy',
+          23: 'leave out the last row 0 0 0 1 of the matrix'}
+
+def _lines(path: Path) -> list[str]:
+    "Lines of a text file in UTF-8, also with the mark and the line ends of Windows."
+    size = path.stat().st_size
+    expect(size <= _MOST_BYTES, str(path), f'a camera file of at most {_MOST_BYTES >> 20} MB', f'{size >> 20} MB',
+           'pass a RealEstate10K camera file, or cut the video into clips')
+    data = path.read_bytes()
+    try: text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path}, line {data[:e.start].count(10) + 1}: expected text in UTF-8, got the byte '
+                         f'{data[e.start]:#04x}; pass a RealEstate10K camera file, or save it as UTF-8') from None
+    expect('\0' not in text, str(path), 'text', 'bytes with zeros', 'pass a RealEstate10K camera file, saved as UTF-8')
+    return text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+
+def _numbers(words: list[str], name: str) -> tuple[int, list[float]]:
+    "`(time, 18 numbers)` of one line. `ValueError` that names the line and the word that is no number."
+    expect(len(words) == 19, name, 'a timestamp and 18 numbers', f'{len(words)} words',
+           _WORDS.get(len(words), f'a line is {_COLUMNS}; if it is cut, get the file again'))
+    for w in words:
+        expect(not set(w) - set('+-.0123456789eE'), name, 'numbers', repr(w[:40]),
+               'write a decimal point, not a comma' if ',' in w else f'a line is {_COLUMNS}: repair it')
+    expect(words[0].isdigit() and len(words[0]) < 19, name, 'a time, whole microseconds from 0', words[0][:40],
+           'round it; if the times are in seconds, multiply them by 1,000,000')
+    try: return int(words[0]), [float(w) for w in words[1:]]
+    except ValueError as e: raise ValueError(f'{name}: expected numbers, got {str(e)[:80]}; repair the line') from None
+
 def read_poses(path) -> tuple[str, Int[Tensor, 't'], Float[Tensor, 't 16']]:
     """`(URL, times in microseconds, cameras)` of a RealEstate10K camera file. Raises `FileNotFoundError`, or
     `ValueError` with the number of the line."""
@@ -47,21 +82,21 @@ def read_poses(path) -> tuple[str, Int[Tensor, 't'], Float[Tensor, 't 16']]:
     expect(path.is_file(), str(path), 'a RealEstate10K camera file', 'no file',
            'pass the path of an existing .txt file', error=FileNotFoundError)
     check_file(path, 'a RealEstate10K camera file')
-    url, *lines = path.read_text(errors='replace').splitlines() or ['']
+    url, *lines = _lines(path)
     expect(len(url.split()) == 1, f'{path}, line 1', 'the URL of the video', repr(url[:60]),
            'pass a RealEstate10K camera file')
     lines = [(i, l.split()) for i, l in enumerate(lines, 2) if l.strip()]
     expect(lines, str(path), 'at least one pose line', 'none', 'the file is truncated: download it again')
-    stamps, rows = [], []
-    for i, words in lines:
-        expect(len(words) == 19, f'{path}, line {i}', 'a timestamp and 18 numbers', f'{len(words)} words',
-               'download the file again')
-        try:
-            stamps.append(int(words[0]))
-            rows.append([float(x) for x in words[1:]])
-        except ValueError as e:
-            raise ValueError(f'{path}, line {i}: expected numbers, got {e}; repair the line') from None
-    return url, torch.tensor(stamps), _cams(torch.tensor(rows, dtype=torch.float32), path)
+    def name(k): return f'{path}, line {lines[k][0]}'
+    stamps, rows = zip(*(_numbers(words, name(k)) for k, (_, words) in enumerate(lines)))
+    _expect_rising(stamps, name)
+    return url.strip(), torch.tensor(stamps), _cams(torch.tensor(rows, dtype=torch.float32), name)
+
+def _expect_rising(stamps: Sequence[int], name: Callable[[int], str]):
+    "Raise `ValueError` at the first time that is not later than the one before it."
+    for k in range(1, len(stamps)):
+        expect(stamps[k] > stamps[k - 1], name(k), f'a time after {stamps[k - 1]}', stamps[k],
+               'sort the lines by time; if the times are unavailable, write 0, 1, 2, ...')
 
 # %% ../../nbs/data/03_re10k.ipynb #11c019
 def timecode(us: int   # microseconds since the start of the video
@@ -81,11 +116,20 @@ def write_poses(path,
                 timestamps: Int[Tensor, 't'],     # microseconds
                 cams: Float[Tensor, 't 16']):     # fx fy cx cy normalised, R|t world to camera
     "Write a camera file and its checksum, atomically; `read_poses` reads the same bits back."
-    expect(len(url.split()) == 1, str(path), 'a URL without blanks', repr(url),
+    expect(url.split() == [url], str(path), 'a URL without blanks', repr(url),
            'the first line of the format is one word: replace blanks by %20')
-    numbers = _rows(Cams(cams).data).tolist()
-    lines = [' '.join([str(s), *map(_digits, row)]) for s, row in zip(timestamps.tolist(), numbers, strict=True)]
-    with checked_write(path) as tmp: tmp.write_text('\n'.join([url, *lines]) + '\n')
+    expect(len(timestamps) == len(cams) > 0, str(path), 'one time per camera, and at least one',
+           f'{len(timestamps)} times, {len(cams)} cameras', 'pass as many times as cameras')
+    stamps, rows = timestamps.tolist(), _rows(_checked(path, cams)).tolist()
+    expect(stamps[0] >= 0, str(path), 'times from 0 in microseconds', stamps[0], 'subtract the first time from all')
+    _expect_rising(stamps, lambda i: f'{path}, pose {i}')
+    lines = [' '.join([str(s), *map(_digits, row)]) for s, row in zip(stamps, rows, strict=True)]
+    with checked_write(path) as tmp: tmp.write_text('\n'.join([url, *lines]) + '\n', encoding='utf-8')
+
+def _checked(path, cams: Float[Tensor, 't 16']) -> Float[Tensor, 't 16']:
+    "`cams` in float32 on the CPU. `ValueError` if a file must not hold them."
+    cams = Cams(cams).data.detach().cpu().float()
+    return check_cams(cams, lambda i: f'{path}, pose {i}')
 
 # %% ../../nbs/data/03_re10k.ipynb #11c028
 def read_pose_table(path) -> Float[Tensor, 't 16']:
@@ -94,13 +138,17 @@ def read_pose_table(path) -> Float[Tensor, 't 16']:
     check_file(path, 'a pose table')
     x = read_tensors(path)
     ok = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 18 and x.dtype == torch.float32 and len(x)
+    plain = ok and x.layout == torch.strided and x.device.type == 'cpu'
+    ok = plain and x.numel()*4 <= x.untyped_storage().nbytes()       # else few numbers, repeated to any size
     got = f'{x.dtype} {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
     expect(ok, str(path), 'a float32 tensor t 18', got, 'write it with write_pose_table')
-    return _cams(x, path)
+    return _cams(x.detach(), lambda i: f'{path}, pose {i}')
 
 def write_pose_table(path, cams: Float[Tensor, 't 16']):
     "Write a `.pt` pose table for `read_pose_table` and for the reference's loader, and its checksum, atomically."
-    with checked_write(path) as tmp: torch.save(_rows(Cams(cams).data).clone(), tmp)
+    expect(len(cams), str(path), 'at least one camera', 'none', 'pass the cameras of the clip')
+    rows = _rows(_checked(path, cams)).clone()
+    with checked_write(path) as tmp: torch.save(rows, tmp)
 
 # %% ../../nbs/data/03_re10k.ipynb #11c032
 def read_npz(path) -> UInt8[np.ndarray, 't 3 h w']:
@@ -163,11 +211,25 @@ class Layout:
     def keys(self) -> list[str]:
         "Sorted names of all clips that have a pose table. Raises `FileNotFoundError` when there is none."
         folder = self.table('_').parent
-        keys = sorted(p.stem for p in folder.glob('[!.]*.pt'))
-        splits = ', '.join(sorted(p.name[:-6] for p in Path(self.root).glob('*_poses'))) or 'none'
+        keys = sorted(_names(folder, '.pt'))
+        splits = ', '.join(sorted(p.name[:-6] for p in Path(self.root).glob('*_poses') if p.is_dir())) or 'none'
         expect(keys, str(folder), 'pose tables *.pt', 'none', f'check root and split (splits here: {splits})',
                error=FileNotFoundError)
         return keys
+
+    def videos(self, size: int) -> set[str]:
+        "Names of all clips with frames that can be read at this size: npz or mp4 of the size, or mp4 of 256 pixels."
+        files = self.npz('_', size), self.mp4('_', size), self.mp4('_')
+        return set().union(*(_names(f.parent, f.suffix) for f in files))
+
+def _names(folder: Path, suffix: str) -> set[str]:
+    "Names, without suffix, of the files in a folder, from its list alone; hidden files are left out."
+    try:
+        with os.scandir(folder) as files: names = {f.name for f in files if f.name.endswith(suffix) and f.is_file()}
+    except (FileNotFoundError, NotADirectoryError): return set()
+    for n in names:
+        expect(n.isprintable(), str(folder), 'names of files that can be printed', ascii(n), 'rename the file')
+    return {n.removesuffix(suffix) for n in names if not n.startswith('.')}
 
 # %% ../../nbs/data/03_re10k.ipynb #11c045
 def _check_times(path, seconds, stamps):

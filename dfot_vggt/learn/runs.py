@@ -33,7 +33,7 @@ from ..inject.injector import Injected, base_hash, load_injected
 from ..inject.memory import MemoryNet
 from ..inject.tokens import TokenInjector
 from .config import RunCfg, VGGTRunCfg
-from .losses import FiniteWindows, base_loss, injected_loss, training_windows
+from .losses import FiniteWindows, base_loss, check_list, injected_loss, training_windows
 from ..run_folder import saved_step
 from .train import hold_folder, read_log, restart, train
 from .train_vggt import Rooms, geometry_loss, new_vggt, views
@@ -162,7 +162,7 @@ def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: F
     if not isinstance(model, Injected): return base_loss(run), training_windows(run, root)
     if not run.finite: return injected_loss(run, online_features(run)), training_windows(run, root)
     cache = feature_cache(run, root) if cache is None else cache
-    fill_cache(cache, FiniteWindows(run, root).manifest())
+    fill_cache(cache, check_list(cache.root, FiniteWindows(run, root).manifest()))
     return injected_loss(run, cache.get), training_windows(run, root)
 
 def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights are replaced
@@ -245,7 +245,7 @@ def _step_of_weights(folder: Path) -> int:
 
 def _means_of_ten(log: list[dict]) -> list[dict]:
     "Means of the loss and its terms over ten steps each, with the last step and learning rate of the ten."
-    losses = [k for r in log[:1] for k in r if k not in ('step', 'lr', 'norm', 's')]
+    losses = [k for r in log[:1] for k in r if k not in ('step', 'lr', 'norm', 's', 'skipped')]
     tens = [log[i:i+10] for i in range(0, len(log) - 9, 10)]
     means = [{k: round(sum(r[k] for r in ten)/10, 6) for k in losses} for ten in tens]
     return [dict(step=ten[-1]['step'], **mean, lr=ten[-1]['lr']) for ten, mean in zip(tens, means)]

@@ -401,7 +401,8 @@ def _train(model, loss_fn, batches, cfg, held: HeldFolder, observers, about: dic
         for step in range(start, cfg.steps):
             batch = _to(_next(stream, step, acc), acc.device)
             numbers, stop = _one_step(wrapped, opt, params, batch, lr_at(step, cfg), cfg, acc, request.signals)
-            record = {'step': step, **numbers}
+            skipped = _skipped(batch, acc)
+            record = {'step': step, **numbers} | ({'skipped': skipped} if skipped else {})
             finite = math.isfinite(record['loss'])
             if not finite: _leave_to_main(acc, 1)
             expect(finite, f'loss of step {step}', 'a finite number', record['loss'],
@@ -478,6 +479,13 @@ def _to(batch, where):
     "The batch on a device: moves whatever has a method `to`, alone or inside tuples."
     if isinstance(batch, tuple): return tuple(_to(o, where) for o in batch)
     return batch.to(where) if hasattr(batch, 'to') else batch
+
+def _skipped(batch, acc: Accelerator) -> int:
+    "Number of clips that could not be read for this step, over all processes: `faults` of the batch and its parts."
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    n = sum(len(getattr(part, 'faults', ())) for part in parts)
+    if acc.num_processes == 1: return n
+    return int(acc.reduce(torch.tensor(float(n), device=acc.device), 'sum'))
 
 # %% ../../nbs/learn/01_train.ipynb #40c0a8
 def restart(folder,                         # new, without a state
