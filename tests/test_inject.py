@@ -267,13 +267,16 @@ def test_any_part_can_be_left_out(names, base, tmp_path):
         quiet(load_injected, full, tmp_path/'fewer.safetensors', without=[left])    # left out of the file
         assert all(torch.equal(full.state_dict()[n], (net if n in rest else injected(base, names)).state_dict()[n]) for n in fresh)
 
-def test_another_base_is_a_warning_that_names_both(base, tmp_path):
+def test_R12_another_base_is_refused_and_both_are_named(base, tmp_path):
     file = tmp_path/'model.safetensors'
     save_file(weights(trained(base, INJECTORS)), file)
     strange = denoiser()
     with torch.no_grad(): next(strange.parameters()).view(-1)[0].add_(1e-4)
-    with pytest.warns(UserWarning, match='control, tokens, memory') as seen: load_injected(injected(strange, INJECTORS), file)
-    assert all(bytes(base_hash(b).tolist()).hex()[:12] in str(seen[0].message) for b in (base, strange))
+    with pytest.raises(LoadError, match='control, tokens, memory') as e: load_injected(injected(strange, INJECTORS), file)
+    assert all(bytes(base_hash(b).tolist()).hex()[:12] in str(e.value) for b in (base, strange))
+    net = injected(strange, INJECTORS)
+    load_injected(net, file, mismatch_ok=('base',))
+    assert torch.equal(net.base_hash, base_hash(base)), 'the model keeps the hash of the base that its injectors were trained on'
 
 WIDER = dict(control=SETTINGS['control'].replace(latent=WIDTH + 1), tokens=SETTINGS['tokens'].replace(width=64),
              memory=SETTINGS['memory'].replace(features=8))

@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .aggregator import Aggregator, AggregatorCfg
 from ..data.camera import unproject
 from ..core import expect
-from ..weights import load_report, read_tensors
+from ..weights import load_checkpoint
 from .heads import CameraHead, DPTCfg, DPTHead, decode_pose, inv_log
 from ..denoiser.checkpoints import checkpoint_file
 from .tracker import TrackCfg, TrackHead
@@ -224,19 +223,11 @@ def load_vggt(source='facebook/VGGT-1B',                # path, or Hub repositor
               dtype: torch.dtype = torch.float32,       # of the weights
               file: str = 'model.safetensors'           # file in the repository
               ) -> VGGT:                                # frozen, in eval mode
-    """A VGGT with the weights of a safetensors or torch file; no code in the file can run.
+    """A VGGT with the weights of a checkpoint in any common form; no code in the file can run. Its attribute
+    `load_report` says how the tensors were found (`weights.LoadReport`).
 
     Raises `FileNotFoundError`, `ValueError` for a damaged file, `LoadError` for tensors that do not fit `cfg`."""
     path = checkpoint_file(source, file)
     with torch.device('meta'): model = VGGT(cfg, heads)
-    load_report(model, _tensors(path, tuple(f'{name}.' for name in HEAD_NAMES if name not in heads)), str(path))
+    model.load_report = load_checkpoint(model, path, skip=tuple(f'{name}.' for name in HEAD_NAMES if name not in heads))
     return model.to(dtype).eval().requires_grad_(False)
-
-def _tensors(path, skip: tuple):
-    "Tensors of a checkpoint whose names do not begin with `skip`; of a safetensors file only these are opened."
-    if path.suffix == '.safetensors':
-        try:
-            with safe_open(path, 'pt') as f: return {n: f.get_tensor(n) for n in f.keys() if not n.startswith(skip)}
-        except (SafetensorError, OSError): pass                    # `read_tensors` reports the fault
-    state = read_tensors(path)
-    return {n: w for n, w in state.items() if not str(n).startswith(skip)} if isinstance(state, dict) else state

@@ -7,7 +7,6 @@ __all__ = ['COPIED_PREFIXES', 'Injector', 'Probe', 'random_gates', 'train_briefl
            'load_injected', 'window_geometry', 'by_length', 'GeometryGuide']
 
 # %% ../../nbs/inject/00_injector.ipynb #in04
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from ..core import expect, rng
-from ..weights import LoadReport, load_report, read_tensors
+from ..weights import LoadError, LoadReport, load_report, read_tensors
 from ..data.clips import Batch
 from ..denoiser.tasks import CONTEXT, PAD
 from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
@@ -200,27 +199,39 @@ def base_hash(base: nn.Module) -> UInt8[Tensor, '16']:
     if any(w.is_meta for w in state.values()): return torch.zeros(16, dtype=torch.uint8)
     return torch.tensor([*bytes.fromhex(digest(*(x for item in state.items() for x in item)))], dtype=torch.uint8)
 
-def _check_base(model, state, prefix, *_):
-    "Called before weights are loaded: warn if they were trained on another base, unless the file holds that base."
-    stored, current = state.get(f'{prefix}base_hash'), model.base_hash
-    if stored is None or stored.shape != current.shape: return
-    if not model.train_base and not torch.equal(stored.cpu(), current.cpu()):
-        expected, got = (bytes(x.tolist()).hex()[:12] for x in (stored, current))
-        names = ', '.join(model.injectors)
-        warnings.warn(f'these injectors ({names}) were trained on the base {expected}, this one is {got}: their '
-                      'residuals do not fit it; load the base of their recipe, or train them again', stacklevel=2)
-    state[f'{prefix}base_hash'] = current
+def _hex(stored) -> str:
+    "A hash from a file or model as text, '' if there is none."
+    known_form = torch.is_tensor(stored) and stored.dtype == torch.uint8 and stored.shape == (16,)
+    return bytes(stored.tolist()).hex() if known_form and stored.any() else ''
+
+def _check_base(model, state, prefix='', *_, source: str = 'weights'):
+    """Called before weights are loaded: `LoadError` if they were trained on another base, unless they hold that base.
+    The model then keeps the hash of the base that its weights were trained on, also in its next checkpoint."""
+    stored = _hex(state.get(f'{prefix}base_hash'))
+    if not stored or model.train_base: return
+    current = _hex(base_hash(model.base))
+    expected = f'injectors ({", ".join(model.injectors)}) that were trained on the base {current[:12]}'
+    expect(stored == current, source, expected, f'injectors of the base {stored[:12]}',
+           'their residuals do not fit another base: load the base of their recipe, train them again, or, if you mean '
+           "this base, pass mismatch_ok=('base',) to load_injected or load_run", LoadError)
 
 # %% ../../nbs/inject/00_injector.ipynb #44c026
 def load_injected(model: Injected,
                   path,                            # a checkpoint: safetensors, or what `read_tensors` reads
-                  without: Sequence[str] = ()      # names of injectors that may be absent from file or model
+                  without: Sequence[str] = (),     # names of injectors that may be absent from file or model
+                  mismatch_ok: tuple = ()          # ('base',): the injectors may have been trained on another base
                   ) -> LoadReport:
     """Load the injectors' weights, strictly except for `without`, and return what was loaded.
-    Raises `LoadError`, which lists every tensor that does not fit; injectors trained on another base are a warning."""
+    Raises `LoadError`, which lists every tensor that does not fit, and for injectors of another base."""
     frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
     absent = tuple(f'injectors.{name}.' for name in without)
-    return load_report(model, read_tensors(path), str(path), missing_ok=frozen + absent, unexpected_ok=absent)
+    state = read_tensors(path)
+    stored = state.get('base_hash') if 'base' in mismatch_ok else None
+    if _hex(stored): state = {**state, 'base_hash': base_hash(model.base)}
+    else: _check_base(model, state, source=str(path))
+    report = load_report(model, state, str(path), missing_ok=frozen + absent, unexpected_ok=absent)
+    if _hex(stored): model.base_hash.copy_(stored)               # of the base that they were trained on
+    return report
 
 # %% ../../nbs/inject/00_injector.ipynb #in17
 def window_geometry(features: Callable,                    # (video, cams, observed) -> Geometry

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INJECTORS', 'build_base', 'build_injector', 'build_model', 'build_trainable', 'frozen_params', 'load_geometry_model',
-           'feature_cache', 'online_features', 'train_run', 'load_run', 'export_weights', 'exported_step',
-           'continue_from']
+           'feature_cache', 'online_features', 'recipe_hash', 'geometry_hash', 'provenance', 'train_run', 'load_run',
+           'export_weights', 'exported_step', 'continue_from']
 
 # %% ../../nbs/learn/06_runs.ipynb #ru04
 import json
@@ -18,19 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core import asset, atomic_write, build, device, expect, seed_all
-from ..weights import load_report, read_tensors
+from ..core import asset, atomic_write, build, commit, contents, device, expect, seed_all
+from ..weights import check_about, load_report, read_about, read_tensors, save_weights
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.aggregator import random_weights
 from ..geometry.feature_cache import DEPTH_HEADS, FeatureCache, sample_basis
-from ..geometry.features import features
+from ..geometry.features import digest, features, fingerprint
 from ..geometry.manifest import fill_cache, one_thread
 from ..geometry.vggt import VGGT, load_vggt
 from ..inject.align import AlignTerm
 from ..inject.controlnet import ControlNet
-from ..inject.injector import Injected, load_injected
+from ..inject.injector import Injected, base_hash, load_injected
 from ..inject.memory import MemoryNet
 from ..inject.tokens import TokenInjector
 from .config import RunCfg, VGGTRunCfg
@@ -98,6 +98,30 @@ def online_features(run: RunCfg) -> Callable:
     "`(video, cams, observed) -> Geometry`, computed by the run's VGGT in every call; `observed` is a mask 'b t'."
     return partial(features, load_geometry_model(run), layers=run.layers, depth=run.cache.depth)
 
+# %% ../../nbs/learn/06_runs.ipynb #ru41
+def recipe_hash(run: RunCfg | VGGTRunCfg) -> str:
+    "12 hex digits: hash of all settings of a run but `train.steps`, since a run may be continued for more steps."
+    plain = contents(run)
+    plain['train'].pop('steps')
+    return digest(json.dumps(plain, sort_keys=True))[:12]
+
+def geometry_hash(run: RunCfg, vggt: VGGT) -> str:
+    "32 hex digits: hash of the parts of a VGGT whose output the injectors of `run` read."
+    heads = DEPTH_HEADS if run.cache.depth else ()
+    return digest(*(fingerprint(vggt, part) for part in ('aggregator', *heads)))
+
+def provenance(run: RunCfg | VGGTRunCfg,
+               model: nn.Module,            # of the run
+               vggt: VGGT | None = None     # geometry model of the run; None: it is loaded, if the run has one
+               ) -> dict[str, str]:
+    """What the weights of a run belong to: `name` and `recipe` hash, `commit` of the code; of injectors also the hash
+    of their `base`, unless it is trained too, and of their geometry model, `vggt`."""
+    about = dict(name=run.name, recipe=recipe_hash(run), commit=commit())
+    if isinstance(model, Injected):
+        if not model.train_base: about['base'] = bytes(model.base_hash.tolist()).hex()
+        about['vggt'] = geometry_hash(run, vggt or load_geometry_model(run))
+    return about
+
 # %% ../../nbs/learn/06_runs.ipynb #ru29
 def train_run(run: RunCfg | VGGTRunCfg,
               folder=None,              # of the run, default <root>/<name>; a run that it holds is continued
@@ -126,13 +150,30 @@ def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: F
     return injected_loss(run, cache.get), training_windows(run, root)
 
 def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights are replaced
-             path                    # folder of a run, or a file with its weights
+             path,                   # folder of a run, or a file with its weights
+             # the run whose weights they must be; None: only names, shapes, kind and base are compared
+             run: RunCfg | VGGTRunCfg | None = None,
+             mismatch_ok: tuple = (),      # of 'name', 'recipe', 'base', 'vggt', 'kind': what may differ
+             vggt: VGGT | None = None      # geometry model of `run`, if it is loaded already
              ) -> nn.Module:
-    "`model` with the averaged weights of a run, in eval mode. Loading is strict: `LoadError` names what does not fit."
+    """`model` with the averaged weights of a run, in eval mode. `LoadError` names the tensors that do not fit, or what
+    the file says about itself that differs from `run`."""
     path = Path(path)/'model.safetensors' if Path(path).is_dir() else path
-    if isinstance(model, Injected): load_injected(model, path)
+    expected = _expected(read_about(path), run, model, vggt)
+    check_about(path, expected, mismatch_ok)
+    if isinstance(model, Injected): load_injected(model, path, mismatch_ok=mismatch_ok)
     else: load_report(model, read_tensors(path), str(path), missing_ok=tuple(frozen_params(model)))
     return model.eval()
+
+def _expected(about: dict, run, model, vggt) -> dict:
+    "What weights of `run` must say about themselves. The geometry model is loaded only if the file has its hash."
+    expected = dict(kind='EMA')
+    if run is None: return expected
+    expected |= dict(name=run.name, recipe=recipe_hash(run))
+    if not isinstance(model, Injected): return expected
+    if not model.train_base: expected['base'] = bytes(base_hash(model.base).tolist()).hex()
+    if 'vggt' in about: expected['vggt'] = geometry_hash(run, vggt or load_geometry_model(run))
+    return expected
 
 # %% ../../nbs/learn/06_runs.ipynb #51c053
 def export_weights(folder,         # of the run
