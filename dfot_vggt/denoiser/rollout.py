@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from ..core import expect
 from .diffusion import Diffusion
 from .guidance import HistoryGuidance
-from .sampling import cams_cond, check_frames, check_guidance, check_options, check_range, check_shapes
-from .sampling import frame_noise, sample_window
+from .sampling import check_frames, check_guidance, check_options, check_range, check_shapes
+from .sampling import frame_noise, sample_window, cams_cond
 from ..show import Fig, fig
 from .tasks import TARGET, GENERATED, CONTEXT, PAD, frame_mask
 
