@@ -45,7 +45,7 @@ from ..learn.runs import INJECTORS, build_trainable, load_run, online_features, 
 @contextmanager
 def writing(path,
             size: int):      # bytes of the file
-    "Context manager around the writing of a file: a full disk becomes an `OSError` that names the space needed and free."
+    "Context manager around the writing of a file: a full disk becomes an `OSError` with the space needed and free."
     full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
     try: yield
     except (OSError, SafetensorError) as e:
@@ -53,9 +53,9 @@ def writing(path,
         short = re.fullmatch(r'\d+ requested and \d+ written', str(e))                    # from numpy
         if not (short or (int(number[1]) if number else getattr(e, 'errno', None)) in full): raise
         free = shutil.disk_usage(Path(path).parent).free
-        message = (f'{path}: expected {size/1e6:.2f} MB of space for this file, got {free/1e6:.2f} MB free on the disk (or a '
-                   'quota); make room, and the same call continues from the last complete state')
-        raise OSError(message) from None
+        expect(False, str(path), f'{size/1e6:.2f} MB of space for this file',
+               f'{free/1e6:.2f} MB free on the disk, or a quota',
+               'make room, and the same call continues from the last complete state', error=OSError)
 
 @contextmanager
 def growing_mp4(path, h: int, w: int,   # pixels, both even
@@ -90,7 +90,7 @@ def check_video(path, h: int, w: int, fps: int, crf: int):
 RESTORE = 'restore it from a copy, or generate into another folder'
 
 class Progress(NamedTuple):
-    "What a folder holds of a video: the state of its rollout, the memory of the geometry, and the chunks of its frames."
+    "What a folder holds of a video: the state of its rollout, the memory of the geometry, the chunks of its frames."
     state: RolloutState | None = None    # None: nothing yet
     memory: dict = {}                    # {name: tensor} of the geometry; {}: it has none
     chunks: tuple = ()                   # (first frame, number of frames, checksum) of each file of frames
@@ -103,14 +103,15 @@ def write_state(path, progress: Progress):
     tensors |= {'runs': torch.tensor(state.runs), 'shown': torch.tensor(state.emitted)}
     about = dict(chunks=json.dumps(progress.chunks))
     about['checksum'] = _checksum(tensors, about['chunks'])
-    with writing(path, sum(x.nbytes for x in tensors.values())), atomic_write(path) as tmp: save_file(tensors, tmp, about)
+    size = sum(x.nbytes for x in tensors.values())
+    with writing(path, size), atomic_write(path) as tmp: save_file(tensors, tmp, about)
 
 def _checksum(tensors: dict, chunks: str) -> str:
     "Hash of tensors with their names, and of a text."
     return digest(chunks, *(x for item in sorted(tensors.items()) for x in item))
 
 def read_state(path, to: torch.device = torch.device('cpu')) -> Progress:
-    "What was given to `write_state`, on device `to`. Raises `ValueError` for a file of something else or a damaged one."
+    "What was given to `write_state`, on device `to`. Raises `ValueError` for a damaged file or one of something else."
     fault = ''
     try: tensors, about = read_tensors(path), read_about(path)
     except ValueError as e: fault = str(e).partition(', got ')[2].rpartition('; ')[0]
@@ -164,7 +165,8 @@ TEMPORARY = re.compile(r'\.(settings|past|\d{6,})\.\d+\.tmp\.(json|safetensors|n
 def check_places(folder: Path, videos: list):
     "Raise `ValueError` if a file, a link or something else is in the place of the folder or of one of its outputs."
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
-    expect(there.is_dir(), str(folder), 'a folder, or a name for a new one', f'{there}, which is no folder', 'pass another name')
+    expect(there.is_dir(), str(folder), 'a folder, or a name for a new one', f'{there}, which is no folder',
+           'pass another name')
     writable = os.access(there, os.W_OK | os.X_OK)
     expect(writable, str(folder), 'a folder that this user can write to', f'{there}, which is read-only',
            'pass a folder of yours, e.g. runs/rollout', error=PermissionError)
@@ -182,18 +184,19 @@ def _temporary(folder: Path) -> list:
     return [p for f in (folder, folder/'frames') if f.is_dir() for p in f.iterdir() if TEMPORARY.fullmatch(p.name)]
 
 def check_folder(folder: Path, videos: list, now: dict, runs: list[Run], frames: Tensor, to: torch.device) -> Progress:
-    """What the folder holds of this video, completely checked; nothing is changed. Raises `ValueError` for the folder of
-    another video, and for a file that is damaged, absent or too many."""
+    """What the folder holds of this video, completely checked; nothing is changed. Raises `ValueError` for the folder
+    of another video, and for a file that is damaged, absent or too many."""
     path, state_path = folder/'settings.json', folder/'past.safetensors'
     names = sorted(p.name for p in (folder/'frames').glob('*.npy') if CHUNK.fullmatch(p.name))
     if not path.exists():
         left = [p.name for p in (state_path, *videos) if p.exists()] + names
-        expect(not left, str(path), f'the settings of the video whose files are here ({", ".join(left[:4])})', 'no file', RESTORE)
+        expect(not left, str(path), f'the settings of the video that {", ".join(left[:4])} belong to', 'no file',
+               RESTORE)
         return Progress()
     _check_settings(path, now)
     counts = [(r.emitted - len(r.ready), len(r.ready)) for r in runs if r.ready]          # of all chunks of the video
     if not state_path.exists():
-        other = {*names} - {f'{first:06d}.npy' for first, _ in counts[:2]}                # written before the first state
+        other = {*names} - {f'{first:06d}.npy' for first, _ in counts[:2]}        # written before the first state
         expect(not other, str(state_path), f'the state of the rollout, which {len(names)} files of frames belong to',
                'no file', RESTORE)
         return Progress()
@@ -203,9 +206,10 @@ def check_folder(folder: Path, videos: list, now: dict, runs: list[Run], frames:
     done = counts[:sum(1 for r in runs[:progress.state.runs + 1] if r.ready)]
     found = [(first, n) for first, n, _ in progress.chunks]
     expect(found == done, str(state_path), f'{len(done)} chunks (first frame, length) {done[:9]}', found[:9], RESTORE)
-    other = {*names} - {f'{first:06d}.npy' for first, _ in counts[:len(done) + 1]}        # one more: a kill came before its state
-    expect(not other, str(folder/'frames'), f'files of the first {progress.state.emitted} frames', ', '.join(sorted(other)),
-           'move it elsewhere: it does not belong to this video')
+    # one more: the process was killed between a chunk and its state
+    other = {*names} - {f'{first:06d}.npy' for first, _ in counts[:len(done) + 1]}
+    expect(not other, str(folder/'frames'), f'files of the first {progress.state.emitted} frames',
+           ', '.join(sorted(other)[:4]), 'move it elsewhere: it does not belong to this video')
     for chunk in progress.chunks: read_chunk(folder, chunk, (len(frames), chunk[1], *frames.shape[2:]))
     return progress
 
@@ -230,9 +234,10 @@ def read_chunk(folder: Path,
 
 def _check_settings(path: Path, now: dict):
     "Raise `ValueError` unless the file holds the settings `now`."
+    then, fault = None, 'JSON of another kind'
     try: then = json.loads(path.read_text())
-    except ValueError as e: then = e
-    expect(isinstance(then, dict), str(path), 'settings (a JSON object)', then if isinstance(then, Exception) else 'other JSON', RESTORE)
+    except (ValueError, RecursionError) as e: fault = e
+    expect(isinstance(then, dict), str(path), 'settings (a JSON object)', fault, RESTORE)
     other = [n for n in then | now if then.get(n, None) != now.get(n, None)]
     def words(values): return ', '.join(f'{n} = {values.get(n)}' for n in other[:5])
     expect(not other, str(path.parent), words(then), words(now),
@@ -273,7 +278,7 @@ def generate(model, diffusion: Diffusion,
         fits = isinstance(k, str) and re.fullmatch(r'[\w-][\w.-]*', k) and len(k.encode()) < 250
         expect(fits, 'keys', 'names that can be file names', repr(k), "use letters, digits, '_', '-' and '.'")
     if kw.get('at') is not None: kw['at'] = list(kw['at'])
-    stream(model, diffusion, frames, cams, keys=keys, **kw)                        # checks all arguments, computes nothing
+    stream(model, diffusion, frames, cams, keys=keys, **kw)          # checks all arguments, computes nothing
     now, runs = settings(model, diffusion, frames, cams, keys, about or {}, kw), planned_runs(model, frames, cams, kw)
     videos = [folder/f'{k}.mp4' for k in keys]
     for v in videos: check_video(v, *frames.shape[3:], fps, crf)
@@ -295,12 +300,12 @@ def _chunks(folder, found, now, model, diffusion, frames, cams, geometry=None, *
     has_memory = hasattr(geometry, 'state_dict')
     if has_memory: geometry.load_state_dict(memory)
     for chunk in chunks: yield read_chunk(folder, chunk, (len(frames), chunk[1], *frames.shape[2:]))
-    steps, settings_path = stream(model, diffusion, frames, cams, state=state, geometry=geometry, **kw), folder/'settings.json'
+    steps, path = stream(model, diffusion, frames, cams, state=state, geometry=geometry, **kw), folder/'settings.json'
     together = 2 if state is None else 1                   # the context frames are written with the first run
     while new := list(islice(steps, together)):
-        if state is None and not settings_path.exists():
+        if state is None and not path.exists():
             text = json.dumps(now, indent=1)
-            with writing(settings_path, len(text)), atomic_write(settings_path) as tmp: tmp.write_text(text)
+            with writing(path, len(text)), atomic_write(path) as tmp: tmp.write_text(text)
         parts = [_save_chunk(folder, x, state) for x, state in new if x.shape[1]]
         state, together = new[-1][1], 1
         chunks += tuple((first, chunk.shape[1], digest(torch.from_numpy(chunk))) for first, chunk in parts)
