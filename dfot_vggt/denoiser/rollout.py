@@ -264,8 +264,11 @@ def sample_windows(model, diffusion: Diffusion,
                    **kw    # steps, guidance, geometry, seed, lag, eta, reconstruction, on_step: as of `sample_frames`
                   ) -> dict:
     "Target frames of several windows, generated in one batch: frame number -> 'b c h w', RGB in [0, 1]."
-    b, n, size = len(cams), cams.shape[1], model.cfg.size
     lengths, needed = {len(w.frames) for w in windows}, {i for w in windows for i in w.context}
+    blank = cams.new_zeros(len(cams), 3, model.cfg.size, model.cfg.size)
+    for x in (blank, *(observed[i] for i in sorted(needed & observed.keys()))):
+        check_shapes(model, x.unsqueeze(1), cams)
+    b, n = cams.shape[:2]
     expect(len(lengths) == 1, 'windows', 'at least one, all of equal length', sorted(lengths),
            'sample windows of each length on their own')
     outside = sorted({i for w in windows for i in w.frames} - {*range(n)})
@@ -274,12 +277,8 @@ def sample_windows(model, diffusion: Diffusion,
     absent = sorted(needed - observed.keys())
     expect(not absent, 'observed', f'context frames {sorted(needed)}', f'no {absent}',
            'sample the windows of a plan in its order, and pass all frames generated so far')
-    for i in needed:
-        shape = tuple(observed[i].shape)
-        expect(shape == (b, 3, size, size), f'observed[{i}]', f"'b 3 h w' = {(b, 3, size, size)}", shape,
-               'pass one frame of each clip, of the size of the model')
     expect(not isinstance(keys, str), 'keys', 'a list of names', repr(keys), f'pass [{keys!r}]')
-    keys, blank = list(keys or map(str, range(b)))*len(windows), cams.new_zeros(b, 3, size, size)
+    keys = list(keys or map(str, range(b)))*len(windows)
     video = torch.cat([torch.stack([observed.get(i, blank) for i in w.frames], 1) for w in windows])
     mask = torch.cat([torch.tensor([w.mask]*b) for w in windows]).to(cams.device)
     index = [w.frames for w in windows for _ in range(b)]
