@@ -17,7 +17,7 @@ def sampling(p, cwd): return (cwd/'out'/'past.safetensors').exists()
 def test_rollout_is_stopped(tmp_path, moment, number, code, word):
     write_poses(tmp_path/'walk.txt', 'https://example.org/walk', torch.arange(64)*1000, walk(Room(3), 64))
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    args = ['--model', 'tiny_tokens', '--cams', 'walk.txt', '--steps', '400', '--sliding_context', '7', '--out', 'out']
+    args = ['--model', 'tiny_tokens', '--cams', 'walk.txt', '--steps', '60', '--sliding_context', '7', '--out', 'out']
     p = subprocess.Popen([sys.executable, '-m', 'dfot_vggt.app.rollout', *args], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 240
     while p.poll() is None and not moment(p, tmp_path) and time.time() < deadline: time.sleep(.01)
