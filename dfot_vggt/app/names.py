@@ -71,6 +71,7 @@ def ends_in_a_sentence(command: str,            # its name, which begins every m
             what = 'interrupted' if number == signal.SIGINT else 'terminated'
             sentence = str(e)*stopped or '; '.join(filter(None, [what, continues]))
             print(f'{command}: {sentence}', file=sys.stderr, flush=True)
+            exec('')       # after an interrupt inside exec, `python -m` would end with the signal; this clears it
             raise SystemExit(128 + number) from None
         if not isinstance(e, USER_ERRORS): raise
         message = e.args[0] if isinstance(e, KeyError) and e.args else e
