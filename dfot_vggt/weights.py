@@ -145,9 +145,13 @@ def _sort_header_(path):
         if len(text) <= size: f.write(text.ljust(size))
 
 def read_about(path) -> dict[str, str]:
-    "What a file of weights says about itself; {} if it says nothing. Only the header of the file is read."
+    """What a file of weights says about itself; {} if it says nothing. Of a safetensors file only the header is read.
+    A torch file may have an entry `about`, as the states of this package."""
     path = Path(path)
-    if path.suffix != '.safetensors' and path.is_file(): return {}
+    if path.suffix != '.safetensors' and path.is_file():
+        try: about = read_tensors(path, INERT).get('about') if _kind(path) == 'a torch file' else {}
+        except (ValueError, AttributeError): return {}
+        return {str(k): v for k, v in about.items() if isinstance(v, str)} if isinstance(about, Mapping) else {}
     try:
         with safe_open(path, 'pt') as f: return dict(f.metadata() or {})
     except (SafetensorError, OSError): read_tensors(path)                     # raises what is wrong with the file
@@ -330,7 +334,7 @@ def weights_file(source) -> Path:
     if usual: return folder/usual
     if (folder/'latest').is_file() or any('mp_rank_' in n for n in files): return _deepspeed_file(folder)
     states = sorted([*folder.glob('step-*.pt'), *folder.glob('state/step-*.pt')])
-    if states: return states[-1]
+    if states: return states[-1]                  # of a run of this package; the newest
     whole = [n for n in files if n.endswith(('.safetensors', '.ckpt', '.pt', '.pth')) and not re.search(r'-\d+-of-|optim', n)]
     if len(whole) == 1: return folder/whole[0]
     below = sorted({p.parent.name for end in _USUAL for p in folder.glob(f'*/{end}')})

@@ -83,6 +83,8 @@ def dfot_rollout(model: str = 'tiny_base',      # folder of a run, name of shipp
                  mismatch_ok: str = ''):        # what the weights may say otherwise, of kind,name,recipe,base,vggt
     """Generate a long video along given cameras, from one image, several or none. The video can be played while it
     grows; the same command continues an interrupted one.
+    A released checkpoint gets the cameras of the file, the package's models those of the square that is cut from a wide
+    picture: each what it was trained with.
     Shipped weights are tiny_base, tiny_control, tiny_memory, tiny_tokens. Guidance is one of conditional,
     stabilized_conditional, vanilla, stabilized_vanilla, fractional, stabilized_fractional, temporal, custom, with its
     numbers as arguments.
@@ -98,7 +100,7 @@ def dfot_rollout(model: str = 'tiny_base',      # folder of a run, name of shipp
                    fps=fps, crf=crf)
     _check_texts(model, out, clip, context, window_frames, mismatch_ok)
     with ends_in_a_sentence('dfot_rollout', f'the same command continues in {out}'):
-        from dfot_vggt.app.generate import generate, guide_hashes, load_model, read_start
+        from dfot_vggt.app.generate import cams_for, generate, guide_hashes, load_model, read_start
         from dfot_vggt.core import device, keep_memory
         from dfot_vggt.denoiser.guidance import guidance_from
         keep_memory()
@@ -107,7 +109,8 @@ def dfot_rollout(model: str = 'tiny_base',      # folder of a run, name of shipp
                        at=places or None, eta=eta, reconstruction=reconstruction, seed=seed)
         allowed = tuple(name.strip() for name in mismatch_ok.split(',') if name)
         net, diffusion, guide = load_model(model, window_frames, allowed)
-        first, path, name = read_start(net.cfg.size, image, cams, clip, context, frames, skip, places)
+        start = image, cams, clip, context, frames, skip, places, cams_for(model)
+        first, path, name = read_start(net.cfg.size, *start)
         to = device()
         video, = generate(net.to(to), diffusion, first.to(to), path.to(to), out, [_file_name(name)], fps, crf,
                           geometry=guide, about=guide_hashes(guide), **options)

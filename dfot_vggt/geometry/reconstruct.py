@@ -8,6 +8,7 @@ __all__ = ['abs_rel', 'rotation_error', 'translation_error', 'Similarity', 'alig
 
 # %% ../../nbs/geometry/05_reconstruct.ipynb #38c013
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.camera import Cams, normalise_by_first, unproject
+from ..data.camera import Cams, normalise_by_first, project, unproject
 from ..core import expect, atomic_write
+from .photographs import Photographs
 
 # %% ../../nbs/geometry/05_reconstruct.ipynb #38c010
 def abs_rel(depth: Float[Tensor, '*b s h w'],     # predicted, in any unit
@@ -121,21 +123,25 @@ class Cloud:
     points: Float[Tensor, 'p 3']    # world coordinates
     rgb: Float[Tensor, 'p 3']       # in [0,1]
     frame: Int[Tensor, 'p']         # number of the frame, from 0
-    uv: Float[Tensor, 'p 2']        # pixel (x, y) in units of the image size, pixel centres at +0.5
+    uv: Float[Tensor, 'p 2']        # pixel (x, y) in units of the frame's size, pixel centres at +0.5
+    photographs: Photographs | None = None    # on whose frames the pixels lie; None: on frames of a video
 
     def __len__(self): return len(self.points)
 
 def cloud(depth: Float[Tensor, 's h w'],            # along the optical axis; 0 where unknown
           cams: Float[Tensor, 's 16'],
-          video: Float[Tensor, 's 3 h w'],          # RGB in [0,1]
+          # RGB in [0,1]; photographs as `read_photographs` returns them: their border becomes no point
+          video: Float[Tensor, 's 3 h w'] | Photographs,
           conf: Float[Tensor, 's h w'] | None = None,    # confidence, any scale
-          keep: float = 1.,                         # share of pixels to keep, the most confident; < 1 needs `conf`
+          keep: float = 1.,           # share of pixels with depth to keep, the most confident; < 1 needs `conf`
           most: int = 100_000,                      # largest number of points; more are thinned at equal distances
          ) -> Cloud:
     """The point cloud of one clip: every pixel with depth > 0 moved into the world by its camera, in the order of
-    frames, rows and columns. Raises `ValueError` for shapes that do not fit, NaN or infinity, a wrong `keep`, or if no
-    point is left."""
+    frames, rows and columns; in photographs without the pixels of their border. Raises `ValueError` for shapes that do
+    not fit, NaN or infinity, a wrong `keep`, or if no point is left."""
     s, h, w = depth.shape
+    photographs = video if isinstance(video, Photographs) else None
+    if photographs is not None: video = photographs.images.to(depth.device)
     expect(video.shape == (s, 3, h, w) and len(cams) == s, 'cloud',
            f'video {(s, 3, h, w)} and {s} cameras for depth {(s, h, w)} (s h w)',
            f'{tuple(video.shape)} and {len(cams)}', 'resize the video to h w and pass cameras of the same frames')
@@ -145,14 +151,16 @@ def cloud(depth: Float[Tensor, 's h w'],            # along the optical axis; 0 
            'find them with show_clip, which paints them magenta')
     expect(0 < keep <= 1 and (keep == 1 or conf is not None), 'keep', 'a share in (0, 1], below 1 only with conf', keep,
            'pass conf=, or keep=1')
-    pixel = (depth > 0).flatten().nonzero()[:, 0]
+    usable = depth > 0
+    if photographs is not None: usable &= photographs.inside.to(depth.device)
+    pixel = usable.flatten().nonzero()[:, 0]
     if conf is not None: pixel = pixel[conf.flatten()[pixel].topk(math.ceil(keep*len(pixel))).indices.sort().values]
     expect(len(pixel), 'cloud', 'a pixel with a depth > 0', 'no point left', 'pass depth that is > 0 somewhere')
     n = min(most, len(pixel))
     pixel = pixel[torch.linspace(0, len(pixel) - 1, n, device=pixel.device, dtype=torch.float64).round().long()]
     uv = torch.stack([(pixel % w + .5)/w, (pixel//w % h + .5)/h], -1).to(depth)
     rgb = video.movedim(1, -1).flatten(0, 2)[pixel]
-    return Cloud(unproject(depth, cams).flatten(0, 2)[pixel], rgb, pixel//(h*w), uv)
+    return Cloud(unproject(depth, cams).flatten(0, 2)[pixel], rgb, pixel//(h*w), uv, photographs)
 
 # %% ../../nbs/geometry/05_reconstruct.ipynb #38c059
 def write_ply(path, cloud: Cloud):
@@ -175,26 +183,58 @@ def _check_cloud(cloud):
     expect(bool(finite), 'cloud', 'finite points and colours', 'NaN or infinity', 'remove those points')
 
 # %% ../../nbs/geometry/05_reconstruct.ipynb #38c061
+def _units(sizes): return torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float64)
+
+def _in_frames(cloud: Cloud, cams, size):
+    "`(sizes, cameras, pixels, names)` of the frames of a video, in float64."
+    expect(size is not None, 'size', '(h, w) of the images in pixels', None, 'pass e.g. size=video.shape[2:]')
+    h, w = size
+    xy = cloud.uv.detach().cpu().double()*torch.tensor([w, h])
+    return [(h, w)]*len(cams), cams.detach().cpu().double(), xy, [f'frame_{i:04}.png' for i in range(len(cams))]
+
+def _in_files(cloud: Cloud, cams, size):
+    "`(sizes, cameras, pixels, names)` of the files of photographs, in float64."
+    files, frame = cloud.photographs, cloud.frame.cpu()
+    expect(size is None, 'size', 'None for a cloud of photographs', size,
+           'leave it out: the sizes are those of the files')
+    cams, uv = cams.detach().cpu().double(), cloud.uv.detach().cpu().double()
+    off = (project(cloud.points.detach().cpu().double(), cams[frame])[0] - uv).norm(dim=-1).median().item()
+    expect(off < .01, 'cams', 'cameras of the frames, which project the points to their pixels',
+           f'cameras that are {off:.3f} image sizes off', 'pass the prediction: it is converted to the files here')
+    turned = [(str(p), n) for p, n in zip(files.paths, files.orientations) if n > 1]
+    if turned:
+        path, number = turned[0]
+        warnings.warn(f'{path}: stored with EXIF orientation {number}, and {len(turned)} of {len(cams)} files are. The '
+                      'model is that of the upright pictures; COLMAP ignores the tag: give it copies that '
+                      'dfot_vggt.data.images.save_upright makes')
+    h, w = files.images.shape[2:]
+    return (files.sizes.tolist(), files.cams_of_files(cams), files.to_files(uv*torch.tensor([w, h]), frame),
+            files.names)
+
+# %% ../../nbs/geometry/05_reconstruct.ipynb #38c076
 def write_colmap(folder,
                  cloud: Cloud,
-                 cams: Float[Tensor, 's 16'],       # of the clip from which the cloud was made
-                 size: tuple,                       # (h, w) of the images in pixels
-                 names: list | None = None):        # of the image files; None: frame_0000.png, ...
+                 cams: Float[Tensor, 's 16'],       # of the frames from which the cloud was made
+                 size: tuple | None = None,         # (h, w) of the images in pixels; None for photographs: their sizes
+                 names: list | None = None):        # of the image files; None: frame_0000.png, ..., or the photographs
     """Write a sparse COLMAP model: `cameras.txt`, `images.txt` and `points3D.txt` in `folder`. `cameras.txt` is renamed
-    into place last, when all three are complete. Raises `ValueError` for wrong file names, points of other frames, NaN
-    or infinity."""
+    into place last, when all three are complete. A cloud of photographs becomes a model of the files: sizes, cameras
+    and pixels are theirs, names are relative to `cloud.photographs.folder`. Raises `ValueError` for wrong file names,
+    points of other frames, NaN or infinity."""
     import roma                              # not at the top: it imports torch's compiler, which takes over a second
-    c, (h, w), s = Cams(cams.detach().cpu().double()), size, len(cams)
-    names = names or [f'frame_{i:04}.png' for i in range(s)]
+    s = len(cams)
     _check_cloud(cloud)
+    first, last = int(cloud.frame.min()), int(cloud.frame.max())
+    expect(first >= 0 and last < s, 'cloud', f'points of frames 0..{s - 1}', f'frames {first}..{last}',
+           'pass the cameras of the same clip')
+    if cloud.photographs is None: sizes, cams, xy, default = _in_frames(cloud, cams, size)
+    else: sizes, cams, xy, default = _in_files(cloud, cams, size)
+    names = names or default
     expect(len(names) == len(set(names)) == s, 'names', f'{s} different file names', names,
            f'pass {s} names, one per frame')
     expect(not any(' ' in n for n in names), 'names', 'file names without spaces', names,
            'rename the files: the text format separates fields by spaces')
-    first, last = int(cloud.frame.min()), int(cloud.frame.max())
-    expect(first >= 0 and last < s, 'cloud', f'points of frames 0..{s - 1}', f'frames {first}..{last}',
-           'pass the cameras of the same clip')
-    frame, xy = cloud.frame.cpu(), cloud.uv.detach().cpu().double()*torch.tensor([w, h])
+    c, frame = Cams(cams), cloud.frame.cpu()
     order = frame.argsort(stable=True)
     rank = torch.empty_like(order)                                 # of each point in its image's list
     rank[order] = torch.arange(len(order)) - torch.searchsorted(frame[order], frame[order])
@@ -203,10 +243,10 @@ def write_colmap(folder,
     pixels = [[] for _ in range(s)]                                # per image: x, y and the number of the point
     for i in order.tolist(): pixels[frame[i]].append(f'{xy[i, 0]:.9g} {xy[i, 1]:.9g} {i + 1}')
     poses = [row(i + 1, *quat[i].tolist(), *c.t[i].tolist(), i + 1, names[i]) for i in range(s)]
-    intrinsics = (c.intr*torch.tensor([w, h, w, h])).tolist()
+    lenses = [(w, h, *intr) for (h, w), intr in zip(sizes, (c.intr*_units(sizes)).tolist())]
     rows = zip(cloud.points.detach().cpu().double().tolist(), _bytes(cloud.rgb).tolist(), frame.tolist(), rank.tolist())
     a, b, p = (Path(folder)/f'{name}.txt' for name in ('cameras', 'images', 'points3D'))
     with atomic_write(a) as a, atomic_write(b) as b, atomic_write(p) as p:   # all complete before the first is renamed
-        a.write_text(''.join(row(i + 1, 'PINHOLE', w, h, *intrinsics[i]) for i in range(s)))
+        a.write_text(''.join(row(i + 1, 'PINHOLE', *lens) for i, lens in enumerate(lenses)))
         b.write_text(''.join(pose + ' '.join(line) + '\n' for pose, line in zip(poses, pixels)))
         p.write_text(''.join(row(i + 1, *x, *rgb, 0., f + 1, k) for i, (x, rgb, f, k) in enumerate(rows)))

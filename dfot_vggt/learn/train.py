@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['TrainCfg', 'lr_at', 'ema_decay', 'lr_groups', 'build_optimizer', 'trained', 'weights', 'EMA', 'save_state',
-           'saved_step', 'load_state', 'read_log', 'loss_curve', 'stop_signals', 'Event', 'Progress',
-           'chosen_precision', 'train', 'restart']
+           'load_state', 'read_log', 'loss_curve', 'stop_signals', 'Event', 'Progress', 'chosen_precision',
+           'HeldFolder', 'hold_folder', 'train', 'restart']
 
 # %% ../../nbs/learn/01_train.ipynb #40c037
 import atexit
 import gc
 import json
+import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core import Cfg, atomic_write, contents, device, expect, folder_lock, half_is_fast, rng
-from ..weights import load_report, read_tensors
+from ..core import Cfg, atomic_write, device, expect, folder_lock, half_is_fast, rng, seed_all
+from ..weights import LoadError, load_report, not_finite, read_about, read_tensors, save_weights
+from ..run_folder import (
+    RESTORE, bytes_needed, check_folder, check_settings, check_state, moments_of, remove_temporary, remove_unused, saved_step,
+    space_for, states_of)
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
@@ -133,48 +136,91 @@ class EMA:
         return {n: self.mean[n].cpu().to(v.dtype).clone() if n in self.mean else v for n, v in weights(model).items()}
 
 # %% ../../nbs/learn/01_train.ipynb #40c063
+def _optimizer_state(opt: torch.optim.Optimizer) -> dict:
+    "`opt.state_dict()` with an entry for every parameter, also for those that have had no gradient so far."
+    state, params = opt.state_dict(), [(p, g) for g in opt.param_groups for p in g['params']]
+    for i, (p, group) in enumerate(params):
+        if i not in state['state']: state['state'][i] = moments_of(p, group, 'cpu')
+    return state
+
 def save_state(folder: Path, step: int,                 # steps done
-               model: nn.Module, ema: EMA, opt: torch.optim.Optimizer):
-    "Write everything that the next step depends on, and the averaged weights; then remove older states."
-    state = folder/'state'/f'step-{step:07d}.pt'
-    everything = dict(step=step, model=weights(model), ema=ema.mean, optimizer=opt.state_dict())
+               model: nn.Module, ema: EMA, opt: torch.optim.Optimizer,
+               about: dict | None = None,               # what the weights are, beside kind and step: for `save_weights`
+               settings: dict | None = None):           # {file name: config} of the run, to compare with later
+    """Write everything that the next step depends on, and the averaged weights; then remove older states.
+
+    `FloatingPointError` for weights that are not finite and `OSError` for a full disk: the older state is kept."""
+    state, about = folder/'state'/f'step-{step:07d}.pt', about or {}
+    everything = dict(step=step, model=weights(model), ema=ema.mean, optimizer=_optimizer_state(opt),
+                      about={k: str(v) for k, v in about.items() if v is not None},
+                      settings={name: cfg.to_dict() for name, cfg in (settings or {}).items()})
     if getattr(opt, 'scaler', None): everything['scaler'] = opt.scaler.state_dict()
-    averaged = {n: v.contiguous() for n, v in ema.weights(model).items()}
-    with atomic_write(state) as tmp: torch.save(everything, tmp)
-    with atomic_write(folder/'model.safetensors') as tmp: save_file(averaged, tmp)
-    for old in state.parent.glob('step-*.pt'):
+    broken = not_finite(everything['model']) + not_finite(ema.mean)
+    expect(not broken, f'weights after step {step - 1}', 'finite numbers', f'NaN or infinity in {broken[:3]}',
+           f'lower TrainCfg.lr; the last good state is that of step {saved_step(folder)} in {folder}/state',
+           error=FloatingPointError)
+    with space_for(state, bytes_needed(everything)), atomic_write(state) as tmp:
+        torch.save(everything, tmp)
+        with open(tmp, 'rb+') as f: os.fsync(f)                          # on disk before the older state is removed
+    _write_averaged(folder, step, ema.weights(model), about)
+    for old in states_of(folder).values():
         if old != state: old.unlink()
 
-def saved_step(folder) -> int:
-    "Number of steps of the newest state in the folder of a run; 0 if there is none."
-    return max((int(s.stem.removeprefix('step-')) for s in (Path(folder)/'state').glob('step-*.pt')), default=0)
+def _write_averaged(folder: Path, step: int, averaged: dict[str, Tensor], about: dict):
+    "Write `model.safetensors`, unless it holds exactly these weights and says so."
+    path, about = folder/'model.safetensors', dict(about, kind='EMA', step=step)
+    if not _holds(path, averaged, about):
+        with space_for(path, bytes_needed(averaged)): save_weights(path, averaged, about)
 
-def load_state(folder: Path, model: nn.Module, ema: EMA, opt: torch.optim.Optimizer) -> int:
-    "Step of the newest state, loaded into `model`, `ema` and `opt`; 0 without a state. `LoadError` for another model."
-    states = sorted((folder/'state').glob('step-*.pt'))
-    if not states: return 0
-    s = read_tensors(states[-1])
+def _holds(path: Path, averaged: dict[str, Tensor], about: dict) -> bool:
+    "True if a file of weights can be read, has this header, except for the commit, and these tensors."
+    try: header, stored = read_about(path), read_tensors(path)
+    except (OSError, ValueError): return False
+    same = all(header.get(k) == str(v) for k, v in about.items() if v is not None and k != 'commit')
+    return same and stored.keys() == averaged.keys() and all(
+        stored[n].dtype == v.dtype and torch.equal(stored[n], v) for n, v in averaged.items())
+
+def load_state(folder: Path, model: nn.Module, ema: EMA, opt: torch.optim.Optimizer,
+               steps: int,                       # of the whole run
+               about: dict | None = None,        # compared: the base and the geometry model must be those of the state
+               settings: dict | None = None) -> int:      # compared: only steps may have grown
+    """Step of the newest state, loaded into `model`, `ema` and `opt`; 0 without a state. `ValueError`, and nothing is
+    changed, for a state that is damaged or of another run."""
+    path = states_of(folder).get(saved_step(folder))
+    if path is None: return 0
+    try: s = read_tensors(path)
+    except ValueError as e: raise LoadError(f'{path}: expected a state, got a damaged file ({e}); {RESTORE}') from e
+    check_state(s, path, model, ema.mean, opt, steps)
+    for name, cfg in (settings or {}).items():
+        if name in s.get('settings', {}): check_settings(f'{path}: {name}', s['settings'][name], cfg)
+    before = {k: s.get('about', {}).get(k) for k in ('base', 'vggt') if (about or {}).get(k)}
+    other = {k: v for k, v in before.items() if v not in (None, str(about[k]))}
+    expect(not other, str(path), other, {k: str(about[k]) for k in other},
+           'use the weights that the run was trained on, or train into another folder', error=LoadError)
     frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
-    load_report(model, s['model'], str(states[-1]), missing_ok=frozen)
+    load_report(model, s['model'], str(path), missing_ok=frozen)
     for n, v in s['ema'].items(): ema.mean[n].copy_(v)
-    opt.load_state_dict(s['optimizer'])
+    entries = {i: {k: v.clone() for k, v in e.items()} for i, e in s['optimizer']['state'].items()}
+    opt.load_state_dict(dict(state=entries, param_groups=opt.state_dict()['param_groups']))
     if 'scaler' in s: opt.scaler.load_state_dict(s['scaler'])
     return s['step']
 
 # %% ../../nbs/learn/01_train.ipynb #40c024
 def read_log(folder, name: str = 'log.jsonl') -> list[dict]:
-    "The log of a run, one dict per step. An incomplete last line, left by a kill, is skipped."
+    "The log of a run, one dict per step. Incomplete and damaged lines, left by a kill or a full disk, are skipped."
     path, out = Path(folder)/name, []
     if path.exists():
-        for line in path.read_text().splitlines():
-            try: out.append(json.loads(line))
-            except json.JSONDecodeError: break
+        for line in path.read_text(errors='replace').splitlines():
+            try: record = json.loads(line)
+            except json.JSONDecodeError: continue
+            if isinstance(record, dict) and type(record.get('step')) is int: out.append(record)
     return out
 
 def _cut_log(folder: Path, step: int) -> list[dict]:
     "Rewrite the log without step `step` and later ones; returns what is left."
     kept = [r for r in read_log(folder) if r['step'] < step]
-    with atomic_write(folder/'log.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+    text = ''.join(json.dumps(r) + '\n' for r in kept)
+    with space_for(folder/'log.jsonl', len(text)), atomic_write(folder/'log.jsonl') as tmp: tmp.write_text(text)
     return kept
 
 def loss_curve(log: list[dict],
@@ -253,13 +299,57 @@ def _build_accelerator(cfg: TrainCfg) -> Accelerator:
     acc = Accelerator(mixed_precision=chosen_precision(cfg.precision, kind), cpu=kind == 'cpu')
     if cfg.precision == 'fp16' and acc.scaler is None:         # accelerate scales no loss on a CPU
         acc.native_amp, acc.scaler = True, torch.amp.GradScaler('cpu')
-    if acc.num_processes > 1: atexit.register(_leave_group)
+    if acc.num_processes > 1:
+        atexit.register(_leave_group)
+        fast = gather_object([half_is_fast(kind)])             # 'auto' and Muon choose the number type by it
+        expect(len(set(fast)) == 1, 'processes', 'machines of one kind', 'bfloat16 that is fast on some of them only',
+               'use equal machines; on a busy machine, start again')
     return acc
 
 def _leave_group():
     "Leave the group of processes at exit, while Python still runs; otherwise its threads can abort the process."
     gc.collect()                                                        # frees the wrapped model, which holds the group
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+
+# %% ../../nbs/learn/01_train.ipynb #40c0d1
+def _main_first(acc: Accelerator, work: Callable):
+    """What `work` returns. Process 0 calls it before the others. If it fails there, its error is the only message: the
+    other processes end with exit code 1."""
+    done, result = [False], None
+    try:
+        if acc.is_main_process: result = work()
+        done = [True]
+    finally:
+        if acc.num_processes > 1: broadcast_object_list(done)
+    if not done[0]: raise SystemExit(1)
+    return result if acc.is_main_process else work()
+
+@dataclass(frozen=True)
+class HeldFolder:
+    "The folder of a run that this group of processes has locked; `hold_folder` makes it."
+    path: Path           # of the folder
+    settings: dict       # {file name: config}, which `train` writes
+    acc: Accelerator     # device, processes and precision of the run
+
+@contextmanager
+def hold_folder(folder,                         # of a run, or new
+                settings: dict[str, Cfg],       # {file name: config}; the first holds everything
+                cfg: TrainCfg) -> Iterator[HeldFolder]:
+    """Context manager that locks the folder of a run for `train`.
+
+    `ValueError` if it holds another run, `BlockingIOError` if another process uses it; then nothing is written."""
+    path, acc = Path(folder), _build_accelerator(cfg)
+    new = not path.exists()
+    with ExitStack() as held:
+        def claim():
+            if not acc.is_main_process: return
+            check_folder(path, settings)                    # before the lock, which is a file
+            held.enter_context(folder_lock(path))
+            check_folder(path, settings)                    # another process may have written between the two lines
+        _main_first(acc, claim)
+        try: yield HeldFolder(path, settings, acc)
+        finally:
+            if new and acc.is_main_process: remove_unused(path)
 
 # %% ../../nbs/learn/01_train.ipynb #40c073
 def train(model: nn.Module,                     # trained in place; frozen parameters do not change
@@ -268,86 +358,108 @@ def train(model: nn.Module,                     # trained in place; frozen param
           # (first step, number of this process, number of processes) -> batches from this step on
           batches: Callable[[int, int, int], Iterator],
           cfg: TrainCfg,                        # settings
-          folder,                               # of the run; a run that it holds is continued
-          observers: tuple = (),                # called with an `Event` after each step
+          folder,                               # of the run, or a `HeldFolder`; a run that it holds is continued
+          observers: tuple = (),                # called with an `Event` after each step, in process 0
+          about: dict | None = None,            # what the weights are: stored with them, beside kind and step
           ) -> list[dict]:
     """The log of the run after training to `cfg.steps`, from the state in `folder` or from the start.
 
-    `FloatingPointError` at the first loss that is not finite; `ValueError` if `folder` holds a run with other settings;
-    `KeyboardInterrupt` after a signal, when the state is saved."""
-    folder = Path(folder)
-    acc = _build_accelerator(cfg)
-    with folder_lock(folder) if acc.is_main_process else nullcontext():
-        _claim(folder, cfg, acc)
-        return _train(model, loss_fn, batches, cfg, folder, observers, acc)
+    `FloatingPointError` at the first loss that is not finite; `ValueError` if `folder` is that of another run or its
+    state is damaged; `OSError` if the disk is full; `KeyboardInterrupt` after a signal, when the state is saved, with
+    the number of the signal as its attribute `signal`. These are raised in process 0; the others end with an exit code.
+    A run that is finished is not trained again: its log is returned, and its weights are written if they are absent."""
+    held = isinstance(folder, HeldFolder)
+    with nullcontext(folder) if held else hold_folder(folder, {'config.yaml': cfg}, cfg) as held_folder:
+        return _train(model, loss_fn, batches, cfg, held_folder, observers, about or {})
 
-def _train(model, loss_fn, batches, cfg, folder, observers, acc) -> list[dict]:
+def _train(model, loss_fn, batches, cfg, held: HeldFolder, observers, about: dict) -> list[dict]:
     "The loop of `train`, in a folder that no other process writes to."
-    params = [*trained(model).values()]
+    folder, acc, params = held.path, held.acc, [*trained(model).values()]
     opt = build_optimizer(trained(model), cfg)
     wrapped, opt = acc.prepare(_Losses(model, loss_fn), opt)
     ema = EMA(model, cfg.ema)
-    start = load_state(folder, model, ema, opt)
-    log = _cut_log(folder, start) if acc.is_main_process else []
+    start = _main_first(acc, lambda: load_state(folder, model, ema, opt, cfg.steps, about, held.settings))
+    _main_first(acc, lambda: _begin(held, start, ema.weights(model), about))
+    log = [r for r in read_log(folder) if r['step'] < start]
     stream = iter(batches(start, acc.process_index, acc.num_processes))
     wrapped.train()
-    stop = False
-    with stop_signals() as request, open(folder/'log.jsonl' if acc.is_main_process else os.devnull, 'a') as out:
+    stop = 0
+    with stop_signals() as request:
         for step in range(start, cfg.steps):
-            torch.manual_seed(step*acc.num_processes + acc.process_index)    # dropout is a function of the step, too
-            batch = _to(next(stream), acc.device)
-            numbers, stop = _one_step(wrapped, opt, params, batch, lr_at(step, cfg), cfg, acc, bool(request))
+            batch = _to(_next(stream, step, acc), acc.device)
+            numbers, stop = _one_step(wrapped, opt, params, batch, lr_at(step, cfg), cfg, acc, request.signals)
             record = {'step': step, **numbers}
-            finite = torch.isfinite(torch.tensor(record['loss']))
+            finite = math.isfinite(record['loss'])
+            if not finite: _leave_to_main(acc, 1)
             expect(finite, f'loss of step {step}', 'a finite number', record['loss'],
                    f'lower TrainCfg.lr or check the batch of this step; the last good state is in {folder}/state',
                    error=FloatingPointError)
             ema.update(model, step)
+            log.append(record)
             if acc.is_main_process:
-                log.append(record)
-                out.write(json.dumps(record) + '\n')
-                out.flush()
+                _append(folder/'log.jsonl', record)
                 for observer in observers: observer(Event(step, record, model, ema, cfg))
-                due = (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps
-                if due or stop: save_state(folder, step + 1, model, ema, opt)
+            if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps or stop:
+                _main_first(acc, lambda: _save(held, step + 1, model, ema, opt, about))
             if stop: break
-    acc.wait_for_everyone()
-    if stop: raise KeyboardInterrupt(f'stopped after step {step}: saved in {folder}, call train again to continue')
+    if stop:
+        _leave_to_main(acc, 128 + stop)
+        error = KeyboardInterrupt(f'stopped after step {step}: saved in {folder}, the same call continues')
+        error.signal = stop
+        raise error
     return log
 
-# %% ../../nbs/learn/01_train.ipynb #40c056
-def _claim(folder: Path, cfg: TrainCfg, acc: Accelerator):
-    "Write the settings into the folder. `ValueError` if it holds a run with other settings (only `steps` may grow)."
-    path, new = folder/'config.yaml', contents(cfg)
-    if acc.is_main_process and not path.exists(): cfg.save(path)
-    acc.wait_for_everyone()
-    saved = OmegaConf.to_container(OmegaConf.load(path))
-    old = contents(type(cfg)().to_dict() | saved)                       # a setting that did not exist yet: its default
-    names = [k for k in old | new if k not in ('_target_', 'steps')]
-    changed = {k: (old.get(k), new.get(k)) for k in names if old.get(k) != new.get(k)}
-    expect(not changed, str(path), {k: o for k, (o, _) in changed.items()}, {k: n for k, (_, n) in changed.items()},
-           'train into another folder, or remove this one')
-    expect(old['steps'] <= cfg.steps, str(path), f"at least {old['steps']} steps", cfg.steps,
-           f"set steps to {old['steps']} or more")
-    acc.wait_for_everyone()
-    if acc.is_main_process: cfg.save(path)
+def _next(stream: Iterator, step: int, acc: Accelerator):
+    """The batch of a step. Afterwards the random streams of python, numpy and torch depend on the step and the process
+    alone: the first call may draw from them, a `DataLoader` does."""
+    seed = step*acc.num_processes + acc.process_index
+    seed_all(seed)                                                       # for a stream that draws its batches from them
+    batch = next(stream)
+    seed_all(seed)                                                       # for dropout
+    return batch
 
+def _begin(held: HeldFolder, start: int, averaged: dict[str, Tensor], about: dict):
+    "Process 0 writes the settings, cuts the log, and writes the averaged weights if they do not belong to the state."
+    if not held.acc.is_main_process: return
+    remove_temporary(held.path)
+    for name, cfg in held.settings.items():
+        with space_for(held.path/name, len(cfg.to_yaml())): cfg.save(held.path/name)
+    _cut_log(held.path, start)
+    if start: _write_averaged(held.path, start, averaged, about)
+
+def _save(held: HeldFolder, step: int, model, ema, opt, about: dict):
+    "Process 0 saves."
+    if held.acc.is_main_process: save_state(held.path, step, model, ema, opt, about, held.settings)
+
+def _append(path: Path, record: dict):
+    "Add a line to the log."
+    line = json.dumps(record) + '\n'
+    with space_for(path, len(line)), open(path, 'a') as out: out.write(line)
+
+def _leave_to_main(acc: Accelerator, code: int):
+    "End this process, unless it is process 0, which raises the error that all processes have."
+    if not acc.is_main_process: raise SystemExit(code)
+
+# %% ../../nbs/learn/01_train.ipynb #40c056
 def _one_step(wrapped, opt, params, batch, lr: float, cfg: TrainCfg, acc: Accelerator,
-              stop: bool                                                # this process received a stop signal
-              ) -> tuple[dict, bool]:
-    "Forward, backward, update. Returns the numbers for the log (means over processes), and whether any process stops."
+              arrived: list[str]                                        # names of the signals that this process got
+              ) -> tuple[dict, int]:
+    """Forward, backward, update. Returns the numbers for the log (means over processes), and the number of the signal
+    after which all processes stop at this step, 0 without one."""
     t0 = time.perf_counter()
-    for g in opt.param_groups: g['lr'] = g.get('factor', 1.)*lr         # states of early runs have no factors
+    for g in opt.param_groups: g['lr'] = g.get('factor', 1.)*lr
     losses = {n: v.mean() for n, v in wrapped(batch).items()}
     total = sum(losses.values())
     opt.zero_grad()
     acc.backward(total)
     norm = acc.clip_grad_norm_(params, cfg.clip)
     opt.step()
-    values = torch.stack([total.detach(), *(v.detach() for v in losses.values()), total.new_tensor(float(stop))])
-    *means, stopping = acc.reduce(values, 'mean').tolist()        # if one process stops, all stop at this step
+    stops = total.new_tensor([float(name in arrived) for name in ('SIGINT', 'SIGTERM')])
+    values = torch.stack([total.detach(), *(v.detach() for v in losses.values()), *stops])
+    *means, interrupted, terminated = acc.reduce(values, 'mean').tolist()         # if one process stops, all stop
+    stop = signal.SIGTERM if terminated > 0 else signal.SIGINT if interrupted > 0 else 0
     seconds = round(time.perf_counter() - t0, 4)
-    return dict(zip(('loss', *losses), means)) | dict(lr=lr, norm=float(norm), s=seconds), stopping > 0
+    return dict(zip(('loss', *losses), means)) | dict(lr=lr, norm=float(norm), s=seconds), stop
 
 def _to(batch, where):
     "The batch on a device: moves whatever has a method `to`, alone or inside tuples."
@@ -358,15 +470,20 @@ def _to(batch, where):
 def restart(folder,                         # new, without a state
             model: nn.Module,               # with the weights to continue from
             step: int,                      # steps for which these weights have been trained
-            cfg: TrainCfg):                 # settings of the run
+            cfg: TrainCfg,                  # settings of the run
+            about: dict | None = None,      # what the weights are, as for `train`
+            settings: dict | None = None):  # {file name: config}; None: {'config.yaml': cfg}
     """Write a state at `step` into a new folder: the weights of `model` and a new optimizer. `train` continues from it.
 
-    `ValueError` if the folder has a state, or if `step` is not between 1 and `cfg.steps - 1`."""
-    folder = Path(folder)
-    states = [*(folder/'state').glob('step-*.pt')]
-    expect(not states, str(folder), 'a folder without a state', [s.name for s in states],
+    `ValueError` if the folder has a state or files of others, or if `step` is not between 1 and `cfg.steps - 1`."""
+    folder, settings = Path(folder), settings or {'config.yaml': cfg}
+    states = [s.name for s in states_of(folder).values()]
+    expect(not states, str(folder), 'a folder without a state', states,
            'name another folder, or continue this state with train')
     expect(0 < step < cfg.steps, 'restart: step', f'1 to {cfg.steps - 1}', step,
            'pass the step of these weights, or a TrainCfg with more steps')
-    cfg.save(folder/'config.yaml')
-    save_state(folder, step, model, EMA(model, cfg.ema), build_optimizer(trained(model), cfg))
+    check_folder(folder, settings)
+    with folder_lock(folder):
+        optimizer = build_optimizer(trained(model), cfg)
+        save_state(folder, step, model, EMA(model, cfg.ema), optimizer, about, settings)
+        for name, config in settings.items(): config.save(folder/name)
