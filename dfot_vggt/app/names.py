@@ -64,14 +64,16 @@ def ends_in_a_sentence(command: str,            # its name, which begins every m
     try: old = {number: signal.signal(number, stop) for number in numbers}
     except ValueError: old = {}                          # handlers can be set in the main thread only
     try: yield
-    except KeyboardInterrupt as e:
-        number = getattr(e, 'signal', arrived[0] if arrived else signal.SIGINT)
-        what = 'interrupted' if number == signal.SIGINT else 'terminated'
-        sentence = str(e) or '; '.join(filter(None, [what, continues]))
-        print(f'{command}: {sentence}', file=sys.stderr, flush=True)
-        exec('')           # after an interrupt inside exec, `python -m` would end with the signal; this clears it
-        raise SystemExit(128 + number) from None
-    except USER_ERRORS as e:
+    except BaseException as e:
+        stopped = isinstance(e, KeyboardInterrupt)
+        if stopped or arrived:       # C code that a signal stops may raise another exception than KeyboardInterrupt
+            number = getattr(e, 'signal', arrived[0] if arrived else signal.SIGINT)
+            what = 'interrupted' if number == signal.SIGINT else 'terminated'
+            sentence = str(e)*stopped or '; '.join(filter(None, [what, continues]))
+            print(f'{command}: {sentence}', file=sys.stderr, flush=True)
+            exec('')       # after an interrupt inside exec, `python -m` would end with the signal; this clears it
+            raise SystemExit(128 + number) from None
+        if not isinstance(e, USER_ERRORS): raise
         message = e.args[0] if isinstance(e, KeyError) and e.args else e
         raise SystemExit(f'{command}: {str(message) or type(e).__name__}') from None
     finally:

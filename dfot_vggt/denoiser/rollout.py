@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['sample_frames', 'next_frames', 'PlannedWindow', 'plan_rollout', 'plot_plan', 'order_windows', 'sample_windows',
-           'RolloutState', 'stream', 'rollout']
+           'RolloutState', 'Run', 'list_runs', 'check_state', 'stream', 'rollout']
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c004
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice, pairwise, takewhile
+from numbers import Integral
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -20,9 +21,10 @@ from tqdm.auto import tqdm
 from ..core import expect
 from .diffusion import Diffusion
 from .guidance import HistoryGuidance
+from .sampling import check_frames, check_guidance, check_options, check_range, check_shapes
 from .sampling import frame_noise, sample_window, cams_cond
 from ..show import Fig, fig
-from .tasks import TARGET, GENERATED, CONTEXT, frame_mask
+from .tasks import TARGET, GENERATED, CONTEXT, PAD, frame_mask
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c032
 @torch.no_grad()
@@ -45,13 +47,12 @@ def sample_frames(model,                                  # `UViT3DPose` or `Cac
     """One window in RGB [0, 1] with its target frames generated; context frames are returned bit for bit.
 
     `geometry` is called once; a method `observe(video, cams, mask, index)` of it, once with the finished window."""
+    mask = _check_mask(model, video, cams, mask)
     observed, (b, t) = (mask > 0)[..., None, None, None], mask.shape
-    keys, index = list(keys or map(str, range(b))), list(index or range(t))
-    rows = index if isinstance(index[0], Sequence) else [index]*b
-    expect(len(keys) == b, 'keys', f'{b} names, one per clip (b)', len(keys), f'pass {b} names, or None for 0, 1, ...')
-    lengths = [len(r) for r in rows]
-    expect(lengths == [t]*b, 'index', f'{t} frame numbers (t), or a list of {t} for each of {b} clips (b)', lengths,
-           f'pass {t} numbers, or None for 0, 1, ...')
+    check_frames(model, video, cams, mask > 0)
+    check_options(diffusion, steps=steps, seed=seed, lag=lag, eta=eta, reconstruction=reconstruction)
+    check_guidance(guidance, mask, diffusion)
+    keys, rows = _names_and_numbers(keys, index, b, t)
     sources = [frame_noise((seed, r[0]), [k], r, video.shape[2:]) for k, r in zip(keys, rows)]
     video = torch.where(observed, video, 0.)
     def noise(name): return torch.cat([source(name) for source in sources])
@@ -60,8 +61,44 @@ def sample_frames(model,                                  # `UViT3DPose` or `Cac
     x = sample_window(model, diffusion, model.normalise(video), mask, cond, noise, steps, guidance, lag, eta, control,
                       reconstruction, on_step)
     whole = torch.where(observed, video, model.denormalise(x).clamp(0, 1))
+    finite = whole.is_meta or bool(whole.isfinite().all())
+    expect(finite, 'generated frames', 'finite values', 'NaN', 'check the weights of model and injectors, and lower '
+           'reconstruction and the scale of the guidance', error=FloatingPointError)
     if hasattr(geometry, 'observe'): geometry.observe(whole, cams, mask, rows)
     return whole
+
+def _check_mask(model, video, cams, mask) -> Tensor:
+    "The frame mask on the device of the video; `ValueError` unless it fits video and cameras."
+    check_shapes(model, video, cams)
+    b, t = video.shape[:2]
+    expect(1 <= t <= model.cfg.frames, f'video {tuple(video.shape)}', f'1 to {model.cfg.frames} frames (t)', t,
+           f'pass a window of at most {model.cfg.frames} frames, or call rollout')
+    expect(cams.shape[1] == t, f'cameras {tuple(cams.shape)}', f'one per frame: {t} (t)', cams.shape[1],
+           'pass the cameras of these frames')
+    codes, shape = f'{TARGET} target, {CONTEXT} or {GENERATED} context, {PAD} padding', tuple(mask.shape)
+    fits = shape == (b, t) and not mask.is_floating_point() and mask.dtype != torch.bool
+    expect(fits, 'mask', f"integers 'b t' = {(b, t)}: {codes}", f'{mask.dtype} {shape}',
+           f'pass frame_mask({t}, context, batch={b}), or mask.long() of a mask that is True for context frames')
+    found = [] if mask.is_meta else mask.unique().tolist()
+    expect({*found} <= {PAD, TARGET, CONTEXT, GENERATED}, 'mask', codes, found, 'pass e.g. frame_mask(8, 1)')
+    return mask.to(video.device)
+
+def _names_and_numbers(keys, index, b: int, t: int) -> tuple[list, list]:
+    "`(names of b clips, b lists of t frame numbers)`; `ValueError` unless both are different, so that noise is, too."
+    expect(not isinstance(keys, str), 'keys', 'a list of names', repr(keys), f'pass [{keys!r}]')
+    keys, index = list(keys or map(str, range(b))), list(range(t) if index is None else index)
+    expect(len(keys) == b, 'keys', f'{b} names, one per clip (b)', len(keys), f'pass {b} names, or None for 0, 1, ...')
+    rows = index if index and isinstance(index[0], Sequence) else [index]*b
+    lengths = [len(r) for r in rows]
+    expect(lengths == [t]*b, 'index', f'{t} frame numbers (t), or a list of {t} for each of {b} clips (b)', lengths,
+           f'pass {t} numbers, or None for 0, 1, ...')
+    for r in rows:
+        expect(len({*r}) == t and all(isinstance(i, Integral) for i in r), 'index', 'different whole numbers (int)', r,
+               'pass the numbers of the frames in their clip, e.g. index.tolist() of a tensor')
+    windows = [(str(k), *r) for k, r in zip(keys, rows)]
+    expect(len({*windows}) == b, 'keys', 'different names, since the noise of a clip depends on its name', keys,
+           'pass a name of its own for each clip, or None for 0, 1, ...')
+    return keys, rows
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c000
 def next_frames(model, diffusion: Diffusion,
@@ -74,17 +111,22 @@ def next_frames(model, diffusion: Diffusion,
     """The next frames, for the next cameras: one window, with as many of the last frames as context as fit.
 
     `ValueError` if there is no next camera, or if the next frames do not fit into one window with one context frame."""
+    check_shapes(model, frames, cams)
     (b, s), n, t = frames.shape[:2], cams.shape[1], model.cfg.frames
     most = t - (s > 0)                           # if there are frames, at least one of them is context
     expect(s < n, 'next_frames', f'cameras of the {s} frames so far and of at least one more', n,
            f'pass cameras of {s + 1} or more frames')
     expect(n - s <= most, 'next_frames', f'at most {most} next frames in a window of {t} (t)', n - s,
            f'pass cameras of at most {s + most} frames, or call rollout')
+    expect(context is None or 0 <= context <= s, 'context', f'0 to {s} ground-truth frames, or None for all', context,
+           f'pass e.g. {s}')
+    expect(index is None or len(index) == n, 'index', f'{n} frame numbers (n)', index, f'pass {n} numbers')
     cut = max(0, n - t)                          # frames before this one do not fit into the window
     real = max(s if context is None else context, cut) - cut
     video = torch.cat([frames[:, cut:], frames.new_zeros(b, n - s, *frames.shape[2:])], 1)
     mask = frame_mask(n - cut, real, range(real, s - cut), batch=b).to(frames.device)
-    window = sample_frames(model, diffusion, video, cams[:, cut:], mask, index=list(index or range(n))[cut:], **kw)
+    numbers = list(range(n) if index is None else index)[cut:]
+    window = sample_frames(model, diffusion, video, cams[:, cut:], mask, index=numbers, **kw)
     return window[:, s - cut:]
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c076
@@ -201,6 +243,7 @@ def order_windows(plan: list[PlannedWindow],   # from `plan_rollout`
                   batch: int = 4               # most windows between frames that run together
                  ) -> list[list[PlannedWindow]]:
     "A plan as a list of runs, in order of time: each window runs just before its first frame is needed."
+    expect(batch > 0, 'batch', '1 or more windows that run together', batch, 'pass e.g. 4')
     source = {i: k for k, w in enumerate(plan) for i in w.targets}      # frame number -> window that generates it
     done, runs = {None}, []                                             # None: source of a context frame of the video
     def run(k):
@@ -221,8 +264,21 @@ def sample_windows(model, diffusion: Diffusion,
                    **kw    # steps, guidance, geometry, seed, lag, eta, reconstruction, on_step: as of `sample_frames`
                   ) -> dict:
     "Target frames of several windows, generated in one batch: frame number -> 'b c h w', RGB in [0, 1]."
-    b, size = len(cams), model.cfg.size
-    keys, blank = list(keys or map(str, range(b)))*len(windows), cams.new_zeros(b, 3, size, size)
+    lengths, needed = {len(w.frames) for w in windows}, {i for w in windows for i in w.context}
+    blank = cams.new_zeros(len(cams), 3, model.cfg.size, model.cfg.size)
+    for x in (blank, *(observed[i] for i in sorted(needed & observed.keys()))):
+        check_shapes(model, x.unsqueeze(1), cams)
+    b, n = cams.shape[:2]
+    expect(len(lengths) == 1, 'windows', 'at least one, all of equal length', sorted(lengths),
+           'sample windows of each length on their own')
+    outside = sorted({i for w in windows for i in w.frames} - {*range(n)})
+    expect(not outside, 'windows', f'frames 0 to {n - 1}, which have cameras', outside,
+           'pass the cameras of the whole video')
+    absent = sorted(needed - observed.keys())
+    expect(not absent, 'observed', f'context frames {sorted(needed)}', f'no {absent}',
+           'sample the windows of a plan in its order, and pass all frames generated so far')
+    expect(not isinstance(keys, str), 'keys', 'a list of names', repr(keys), f'pass [{keys!r}]')
+    keys = list(keys or map(str, range(b)))*len(windows)
     video = torch.cat([torch.stack([observed.get(i, blank) for i in w.frames], 1) for w in windows])
     mask = torch.cat([torch.tensor([w.mask]*b) for w in windows]).to(cams.device)
     index = [w.frames for w in windows for _ in range(b)]
@@ -236,18 +292,60 @@ class RolloutState(NamedTuple):
     emitted: int    # frames emitted: 0, 1, ..., emitted - 1
     frames: dict    # frame number -> 'b c h w', RGB in [0, 1]: frames not yet emitted, or context of a later run
 
-    def emit(self, last: dict,      # frame number -> number of the last run with this frame as context
-             none: Float[Tensor, 'b 0 c h w']      # returned if no frame is ready
-            ) -> tuple[Float[Tensor, 'b a c h w'], 'RolloutState']:
-        "The next frames in order of time as far as they are ready, and the state without the frames needed no more."
+    def advance(self, last: dict      # frame number -> number of the last run with this frame as context
+               ) -> tuple[list, 'RolloutState']:
+        "Numbers of the next frames in order of time that are ready, and the state without the frames needed no more."
         ready = list(takewhile(self.frames.__contains__, count(self.emitted)))
         emitted = self.emitted + len(ready)
         kept = {i: f for i, f in self.frames.items() if i >= emitted or last.get(i, -1) >= self.runs}
-        new = torch.stack([self.frames[i] for i in ready], 1) if ready else none
-        return new, RolloutState(self.runs, emitted, kept)
+        return ready, RolloutState(self.runs, emitted, kept)
+
+    def emit(self, last: dict,                     # as of `advance`
+             none: Float[Tensor, 'b 0 c h w']      # returned if no frame is ready
+            ) -> tuple[Float[Tensor, 'b a c h w'], 'RolloutState']:
+        "The next frames in order of time as far as they are ready, and the state without the frames needed no more."
+        ready, state = self.advance(last)
+        return torch.stack([self.frames[i] for i in ready], 1) if ready else none, state
+
+class Run(NamedTuple):
+    "One run of the network in a rollout, with the numbers that describe the state after it."
+    windows: list       # that run together; []: the start, before the first run
+    emitted: int        # frames emitted after it
+    ready: tuple        # numbers of the frames that it emits
+    kept: frozenset     # numbers of the frames in the state after it
+
+def list_runs(plan: list[PlannedWindow],
+              at: Sequence[int],       # numbers of the context frames
+              batch: int = 4           # most windows between frames that run together
+             ) -> list[Run]:
+    "The start of a rollout and all its runs in order, as numbers only; with them a stored state can be checked."
+    windows = order_windows(plan, batch)
+    last = {i: k for k, run in enumerate(windows) for w in run for i in w.context}
+    runs, state = [], RolloutState(0, 0, dict.fromkeys(at))
+    for k, run in enumerate([[], *windows]):
+        targets = dict.fromkeys(i for w in run for i in w.targets)
+        ready, state = RolloutState(k, state.emitted, state.frames | targets).advance(last)
+        runs.append(Run(run, state.emitted, tuple(ready), frozenset(state.frames)))
+    return runs
+
+def check_state(state: RolloutState,
+                runs: list[Run],                        # of `list_runs`
+                frames: Float[Tensor, 'b s c h w']):    # context frames of the rollout: shape, dtype, device of all
+    "Raise `ValueError` unless a state belongs to these runs, and its frames are complete, finite and in [0, 1]."
+    restart = 'continue with the last state of the same rollout, or start again without a state'
+    expect(isinstance(state.runs, Integral) and 0 <= state.runs < len(runs), 'state.runs', f'0 to {len(runs) - 1} runs',
+           state.runs, restart)
+    run, (b, _, *size) = runs[state.runs], frames.shape
+    after = f'after {state.runs} runs'
+    expect(state.emitted == run.emitted, 'state.emitted', f'{run.emitted} frames {after}', state.emitted, restart)
+    expect(state.frames.keys() == run.kept, 'state.frames', f'frames {sorted(run.kept)} {after}', sorted(state.frames),
+           restart)
+    for i, x in state.frames.items():
+        expected, got = (frames.dtype, (b, *size)), (x.dtype, tuple(x.shape))
+        expect(got == expected, f'state.frames[{i}]', '{} {}'.format(*expected), '{} {}'.format(*got), restart)
+        if not x.is_meta: check_range(f'state.frames[{i}]', *(v.item() for v in x.aminmax()))
 
 # %% ../../nbs/denoiser/07_rollout.ipynb #26c028
-@torch.no_grad()
 def stream(model, diffusion: Diffusion,
            frames: Float[Tensor, 'b s c h w'],     # context frames, RGB in [0, 1]; s = 0: none
            cams: Float[Tensor, 'b n 16'],          # of the whole video
@@ -263,17 +361,35 @@ def stream(model, diffusion: Diffusion,
            on_step: Callable | None = None,        # called with a `Denoised` after every denoising step
            **kw                                    # as of `sample_frames`: keys, geometry, seed, lag, eta, ...
           ) -> Iterator[tuple[Float[Tensor, 'b a c h w'], RolloutState]]:
-    """Yields (next frames in order of time, state) at the start and after every run; a = 0 if no frame is ready yet.
+    """Iterator of (next frames in order of time, state), at the start and after every run; a = 0: no frame is ready.
 
-    Context frames are yielded bit for bit. `ValueError` unless `at` has s different numbers of frames of the video,
-    frame 0 among them if s > 0. To continue, call it with the same arguments and the last state."""
-    s, n = frames.shape[1], cams.shape[1]
+    Context frames are yielded bit for bit. All arguments are checked by the call itself, before the first frame:
+    `ValueError` unless `at` has s different numbers of frames of the video, frame 0 among them if s > 0, and for
+    frames, cameras, options or a state that do not fit. To continue, pass the same arguments and the last state."""
+    check_frames(model, frames, cams)
+    numbers = {name: kw[name] for name in ('seed', 'lag', 'eta', 'reconstruction') if name in kw}
+    check_options(diffusion, steps=steps, batch=batch, sliding_context=sliding_context, **numbers)
+    foreign = [*kw.keys() - numbers.keys() - {'keys', 'geometry'}]
+    expect(not foreign, 'stream', 'options keys, geometry, seed, lag, eta, reconstruction', foreign,
+           'leave it out, or correct its name', error=TypeError)
+    (b, s), n = frames.shape[:2], cams.shape[1]
+    _names_and_numbers(kw.get('keys'), None, b, n)
     at = list(range(s) if at is None else at)
     expect(len({*at}) == len(at) == s, 'at', f'{s} different numbers, one per context frame (s)', at,
            f'pass {s} numbers, e.g. at={[*range(s)]}')
     plan = plan_rollout(at, n, model.cfg.frames, sliding_context, density)
-    runs = order_windows(plan, 1 if kw.get('geometry') else batch)
+    for mask, fills in {(w.mask, w.between) for w in plan}:
+        check_guidance(between or guidance if fills else guidance, torch.tensor([mask]), diffusion)
+    runs = list_runs(plan, at, 1 if kw.get('geometry') else batch)
+    if state is not None: check_state(state, runs, frames)
+    return _stream(model, diffusion, frames, cams, at, [r.windows for r in runs[1:]], guidance, between, steps, state,
+                   progress, on_step, kw)
+
+@torch.no_grad()
+def _stream(model, diffusion, frames, cams, at, runs, guidance, between, steps, state, progress, on_step, kw):
+    "Generator of `stream`; its arguments are checked. `runs`: the windows of each run."
     last, none = {i: k for k, windows in enumerate(runs) for w in windows for i in w.context}, frames[:, :0]
+    n = cams.shape[1]
     if state is None:
         new, state = RolloutState(0, 0, dict(zip(at, frames.unbind(1)))).emit(last, none)
         yield new, state

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['frame_noise', 'cams_cond', 'BranchCond', 'Guided', 'ReconstructionGuided', 'guided', 'denoising_steps', 'ddim_update',
-           'ddpm_update', 'Denoised', 'sample_window']
+           'ddpm_update', 'Denoised', 'sample_window', 'check_frames', 'check_options', 'check_guidance']
 
 # %% ../../nbs/denoiser/06_sampling.ipynb #25c028
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -282,3 +283,108 @@ def sample_window(model,                               # model(x, noise_levels, 
             done += 1
             if on_step: on_step(Denoised(done, total, x.clone(), x0.clone()))
     return x
+
+# %% ../../nbs/denoiser/06_sampling.ipynb #25c0f2
+def check_shapes(model, frames, cams):
+    "Raise `ValueError` unless frames and cameras are float tensors 'b t 3 h w' of the model's size and 'b n 16'."
+    size = model.cfg.size
+    for name, x in dict(frames=frames, cams=cams).items():
+        expect(isinstance(x, Tensor), name, 'a tensor', type(x).__name__, 'pass torch.as_tensor(...)')
+    what, shape = f'frames {tuple(frames.shape)}', tuple(frames.shape)
+    expect(frames.ndim == 5 and frames.shape[2] == 3 and len(frames), what,
+           f"'b t 3 {size} {size}': at least 1 clip (b), 3 channels (RGB) third, {size} x {size} pixels", shape,
+           'use frames.movedim(-1, 2) for channels last, frames[None] for one clip')
+    expect(shape[3:] == (size, size), what, f'{size} x {size} pixels (h w)', f'{shape[3]} x {shape[4]}',
+           f'crop to a square and resize to {size} pixels, and crop the cameras in the same manner')
+    expect(frames.is_floating_point(), what, 'floating point RGB in [0,1]', frames.dtype, 'use frames.float()/255')
+    what, shape = f'cameras {tuple(cams.shape)}', tuple(cams.shape)
+    repair = {12: 'put fx fy cx cy before the 12 numbers of R|t',
+              18: 'leave out numbers 4 and 5: torch.cat([cams[..., :4], cams[..., 6:]], -1)'}
+    expect(cams.ndim == 3 and shape[1] and shape[2] == 16, what, "'b n 16' (fx fy cx cy, R|t), at least 1 frame (n)",
+           shape, repair.get((0, *shape)[-1], 'build them with Cams.make(intr, R, t).data'))
+    expect(cams.dtype in (torch.float32, torch.float64), what, 'float32 or float64', cams.dtype, 'use cams.float()')
+    expect(len(cams) == len(frames), what, f'{len(frames)} clips (b), as of the frames', len(cams),
+           'pass frames and cameras of the same clips, or cams.expand(b, -1, -1)')
+
+def check_model(model, frames, cams):
+    "Raise `ValueError` unless the model is in eval mode, and frames and cameras are on its device and of its dtype."
+    trained = [name for name, m in model.named_modules() if m.training]
+    where = (trained or [''])[0] or 'all of it'
+    expect(not trained, type(model).__name__, 'a model in eval mode', f'training mode, with dropout ({where})',
+           'call model.eval() before, and model.train() after it')
+    weight = next(model.parameters(), frames)
+    for name, x in dict(frames=frames, cams=cams).items():
+        expect(x.device == weight.device, name, f'a tensor on {weight.device}, the device of the model', x.device,
+               f"use {name}.to('{weight.device}'), or model.to('{x.device}')")
+    kind = weight.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind): return
+    half = 'use model.float() and torch.autocast for half precision'
+    expect(weight.dtype in (torch.float32, torch.float64), type(model).__name__, 'float32 weights', weight.dtype, half)
+    for name, x in dict(frames=frames, cams=cams).items():
+        expect(x.dtype == weight.dtype, name, f'{weight.dtype}, as the weights of the model', x.dtype,
+               f'use {name}.to({weight.dtype})')
+
+def check_range(what, lo, hi):
+    "Raise `ValueError` unless the smallest and largest value of some frames are finite and in [0, 1]."
+    expect(lo == lo, what, 'finite values', 'NaN', '`frames.isnan().any((2, 3, 4))` marks the frames that hold it')
+    expect(lo >= -1e-3 and hi <= 1 + 1e-3, what, 'values in [0,1]', f'[{lo:.3g}, {hi:.3g}]',
+           'use (x + 1)/2 for [-1,1], x/255 for [0,255]; mean and standard deviation are applied inside')
+
+# %% ../../nbs/denoiser/06_sampling.ipynb #25c0f3
+def check_frames(model,                             # `UViT3DPose` or `CachedUViT3DPose`
+                 frames: Tensor,                    # expected: 'b t 3 h w', RGB in [0, 1]; t may be 0
+                 cams: Tensor,                      # expected: 'b n 16'
+                 observed: Tensor | None = None):   # 'b t', True: the values of this frame are read; None: of all
+    """Raise `ValueError` unless frames and cameras fit the model: shapes, dtypes, device, finite values, RGB in [0, 1],
+    intrinsics in units of the image size, rotations; and unless the model is in eval mode.
+
+    Values may leave [0, 1] by 0.001, as after rounding. Of meta tensors only shapes and dtypes are checked."""
+    check_shapes(model, frames, cams)
+    check_model(model, frames, cams)
+    if frames.is_meta or cams.is_meta or torch.compiler.is_compiling(): return
+    if observed is not None: frames = torch.where(observed[..., None, None, None], frames, 0.)
+    intr, Rt = cams[..., :4], cams[..., 4:].unflatten(-1, (3, 4))
+    x, y, z = Rt[..., :3].unbind(-2)                          # rows of the rotation: unit vectors, z = x cross y
+    off = [(x*x).sum(-1) - 1, (y*y).sum(-1) - 1, (x*y).sum(-1), (torch.linalg.cross(x, y) - z).abs().amax(-1)]
+    numbers = [*(frames.aminmax() if frames.numel() else ()), intr[..., :2].amin(), intr.abs().amax(),
+               Rt[..., 3].abs().amax(), torch.stack(off).abs().amax()]
+    *rgb, focal, intrinsics, position, rotation = torch.stack([v.double() for v in numbers]).tolist()
+    if rgb: check_range(f'frames {tuple(frames.shape)}', *rgb)
+    what = f'cameras {tuple(cams.shape)}'
+    expect(intrinsics + position + rotation < torch.inf, what, 'finite numbers', 'NaN or inf',
+           '`cams.isfinite().all(2)` is False where they are')
+    expect(focal > 0 and intrinsics < 16, what, 'fx fy cx cy in units of the image size, with 0 < fx, fy < 16',
+           f'fx or fy of {focal:.4g}, and numbers up to {intrinsics:.4g}',
+           'divide fx, cx by the width and fy, cy by the height in pixels; do not fill with zeros')
+    expect(rotation < .01, what, 'rotations R (rows of length 1, at right angles, determinant 1)',
+           f'numbers that are {rotation:.3g} off', 'pass world-to-camera R|t, row by row: Cams.make(intr, R, t).data')
+
+# %% ../../nbs/denoiser/06_sampling.ipynb #25c0f4
+def check_options(diffusion: Diffusion, *, steps=1, seed=0, lag=0, eta=0., reconstruction=0., batch=1,
+                  sliding_context=None):
+    "Raise `ValueError` for the first option of a rollout that is no number of its kind, or outside its range."
+    most = diffusion.cfg.timesteps
+    whole = dict(steps=(steps, 1, most), seed=(seed, -2**63, 2**63 - 1), lag=(lag, 0, most), batch=(batch, 1, 2**31))
+    if sliding_context is not None: whole |= dict(sliding_context=(sliding_context, 1, 2**31))
+    for name, (value, least, last) in whole.items():
+        ok = isinstance(value, Integral) and not isinstance(value, bool)
+        expect(ok, name, 'a whole number (int)', repr(value), 'pass e.g. 1')
+        expect(least <= value <= last, name, f'{least} to {last}', value, f'pass e.g. {max(1, least)}')
+    for name, value, last in (('eta', eta, 1), ('reconstruction', reconstruction, 1e30)):
+        ok = isinstance(value, Real) and 0 <= value <= last
+        expect(ok, name, f'a number from 0 to {last:g}', repr(value), 'pass e.g. 0')
+    expect(not (eta and steps == most), 'eta', f'0 for {steps} steps, DDPM steps with noise of their own', eta,
+           'take fewer steps, or eta=0')
+
+def check_guidance(guidance: HistoryGuidance,
+                   mask: Int[Tensor, 'b t'],    # of the windows that are to be sampled
+                   diffusion: Diffusion):
+    "Raise `ValueError` if a guidance names frames or levels that windows with this mask do not have."
+    mask = mask.cpu()
+    n = (mask > 0).sum(1).unique().tolist()
+    for frames in (b.frames for b in guidance.branches if b.frames is not None):
+        outside = [i for i in frames if any(m and not -m <= i < m for m in n)]
+        expect(not outside, 'guidance', f'context frames among the {" or ".join(map(str, n))} of the window', outside,
+               'name other frames, or generate the first frames with another guidance and pass them as context')
+    x = torch.zeros(*mask.shape, 1, 1, 1)
+    guidance.prepare(x, torch.where(mask == TARGET, 0, -1), mask, lambda name: x, diffusion)
