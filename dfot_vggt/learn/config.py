@@ -112,7 +112,7 @@ class RunCfg(Cfg):
     base: str = ''
     vggt: VGGTCfg | None = None           # the VGGT whose features the injectors read; None: no features
     vggt_weights: str = ''                # weights of the geometry model, named as `base`; '': random, seed 0
-    layers: tuple[int, ...] = ()                    # numbers of the VGGT layers whose features are read
+    layers: tuple[int, ...] = ()          # numbers of the VGGT layers whose features are read
     cache: CacheCfg = CacheCfg()          # reduction and number type of the cached features, and whether depth is kept
     control: ControlCfg | None = None     # a ControlNet; None: the run has none
     tokens: TokenCfg | None = None        # a token injector; None: the run has none
