@@ -137,8 +137,6 @@ class RunCfg(Cfg):
         expect(self.vggt is None or all(i < self.vggt.depth for i in self.layers), f'{recipe}: layers',
                f'layers of a VGGT of depth {self.vggt and self.vggt.depth}, counted from 0', self.layers,
                f'use layers up to {self.vggt and self.vggt.depth - 1}')
-        expect(self.vggt is not None or not self.layers, f'{recipe}: layers', 'a VGGT whose layers are read',
-               'vggt=None', 'add vggt=VGGTCfg.tiny(), or leave out the layers')
 
 # %% ../../nbs/learn/02_config.ipynb #cf15
 @dataclass(frozen=True)
