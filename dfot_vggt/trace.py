@@ -166,7 +166,7 @@ def html_table(head: Sequence,                       # titles of the columns
         content = c._repr_html_() if hasattr(c, '_repr_html_') else html.escape(str(c))
         return f'<{tag} style="{style}">{content}</{tag}>'
     lines = [('th', '', head), *(('td', t, r) for r, t in zip(rows, tints or ['']*len(rows), strict=True))]
-    body = [f'<tr style="background:{tint or "none"}">{"".join(cell(tag, i, cells[i]) for i in kept)}</tr>'
+    body = [f'<tr style="background:{html.escape(tint or "none")}">{"".join(cell(tag, i, cells[i]) for i in kept)}</tr>'
             for tag, tint, cells in lines]
     style = 'font:12px ui-monospace,monospace;border-collapse:collapse;width:auto'
     return f'<table style="{style}">{"".join(body)}</table>'

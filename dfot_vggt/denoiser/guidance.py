@@ -105,7 +105,7 @@ class HistoryGuidance(Cfg):
     The class methods are the named schemes; s(H) is the network output with history H, s(0) that without."""
     branches: tuple[Branch, ...]
     # groups of target frames (indices among the targets), each without the others; (): one
-    target_groups: tuple[tuple[int, ...], ...] = ()
+    target_groups: tuple = ()
     interpolate: bool = False   # True: history frames of level 1 get cameras interpolated between the other frames'
 
     def __post_init__(self):
@@ -116,6 +116,9 @@ class HistoryGuidance(Cfg):
         weights = [b.weight for b in merged]
         expect(abs(sum(weights) - 1) < 1e-6, 'guidance', 'weights that sum to 1', weights,
                f'add {1 - sum(weights):g} to one of them, e.g. to that of the unconditional branch')
+        expect(all(isinstance(g, tuple) and all(type(i) is int for i in g) for g in self.target_groups), 'target_groups',
+               'groups of indices among the target frames', self.target_groups, 'write e.g. ((0, 1), (2, 3))',
+               error=TypeError)
         object.__setattr__(self, 'branches', merged)
 
     @property

@@ -9,9 +9,7 @@ __all__ = ['belongs', 'written', 'all_recipes', 'used', 'cache_identity']
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from ..core import build, expect
+from ..core import build, expect, read_yaml
 from ..geometry.feature_cache import FORMAT
 from ..geometry.manifest import Manifest
 from .config import RunCfg, VGGTRunCfg
@@ -40,10 +38,10 @@ def written(place                            # a YAML file, or a folder that is 
     expect(place.exists(), str(place), 'a YAML file or a folder of them', 'nothing there',
            'pass the path of an existing file or folder', error=FileNotFoundError)
     for path in sorted(place.rglob('*.yaml')) if place.is_dir() else [place]:
-        try: found |= dict(_recipes_in(OmegaConf.to_container(OmegaConf.load(path)), str(path)))
-        except Exception as e:
-            raise ValueError(f'{path}: expected a recipe or another YAML file, got {type(e).__name__}: {e}; '
-                             'what it uses is not known: repair or remove it') from e
+        try: found |= dict(_recipes_in(read_yaml(path), str(path)))
+        except (LookupError, TypeError, ValueError, OSError) as e:
+            reason = str(e.args[0] if isinstance(e, KeyError) else e).removeprefix(f'{path}: ')
+            raise ValueError(f'{path}: {reason}; what it uses is not known: repair or remove it') from None
     return found
 
 def _recipes_in(spec, name: str) -> Iterator[tuple[str, RunCfg]]:

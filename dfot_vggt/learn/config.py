@@ -112,7 +112,7 @@ class RunCfg(Cfg):
     base: str = ''
     vggt: VGGTCfg | None = None           # the VGGT whose features the injectors read; None: no features
     vggt_weights: str = ''                # weights of the geometry model, named as `base`; '': random, seed 0
-    layers: tuple[int, ...] = ()                    # numbers of the VGGT layers whose features are read
+    layers: tuple[int, ...] = ()          # numbers of the VGGT layers whose features are read
     cache: CacheCfg = CacheCfg()          # reduction and number type of the cached features, and whether depth is kept
     control: ControlCfg | None = None     # a ControlNet; None: the run has none
     tokens: TokenCfg | None = None        # a token injector; None: the run has none
@@ -137,8 +137,6 @@ class RunCfg(Cfg):
         expect(self.vggt is None or all(i < self.vggt.depth for i in self.layers), f'{recipe}: layers',
                f'layers of a VGGT of depth {self.vggt and self.vggt.depth}, counted from 0', self.layers,
                f'use layers up to {self.vggt and self.vggt.depth - 1}')
-        expect(self.vggt is not None or not self.layers, f'{recipe}: layers', 'a VGGT whose layers are read',
-               'vggt=None', 'add vggt=VGGTCfg.tiny(), or leave out the layers')
 
 # %% ../../nbs/learn/02_config.ipynb #cf15
 @dataclass(frozen=True)

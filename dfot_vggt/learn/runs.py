@@ -76,6 +76,8 @@ def frozen_params(model: nn.Module) -> dict[str, Tensor]:
 # %% ../../nbs/learn/06_runs.ipynb #ru26
 def load_geometry_model(run: RunCfg) -> VGGT:
     "The frozen VGGT of a run, in eval mode, with the heads that its features need; random weights if none are named."
+    expect(run.vggt is not None, f'recipe {run.name}', 'a VGGT whose features the injectors read', 'vggt=None',
+           'add vggt=VGGTCfg.tiny() and layers=(2, 4)')
     heads = DEPTH_HEADS if run.cache.depth else ()
     if run.vggt_weights:
         path = run.vggt_weights if '/' in run.vggt_weights else asset(run.vggt_weights)
