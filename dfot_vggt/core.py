@@ -306,7 +306,7 @@ def read_yaml(path):
     """Content of a YAML file as plain containers, text and numbers; None if it is empty. `FileNotFoundError` without a
     file; `ValueError` for a file that is no plain YAML in UTF-8 of at most `LARGEST_YAML` bytes."""
     path = Path(path)
-    expect(path.is_file(), str(path), 'a YAML file', 'a folder' if path.is_dir() else 'no file',
+    expect(os.path.isfile(path), str(path), 'a YAML file', 'a folder' if os.path.isdir(path) else 'no file',
            'pass the path of an existing YAML file', error=FileNotFoundError)
     with open(path, 'rb') as f: data = f.read(LARGEST_YAML + 1)
     expect(len(data) <= LARGEST_YAML, str(path), f'a config of at most {LARGEST_YAML:,} bytes',

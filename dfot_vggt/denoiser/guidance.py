@@ -45,7 +45,7 @@ class Branch(Cfg):
 
     def __post_init__(self):
         super().__post_init__()
-        indices = all(type(i) is int for i in self.frames or ())
+        indices = not isinstance(self.frames, bytes) and all(type(i) is int for i in self.frames or ())
         expect(indices, 'Branch.frames', 'indices among the history frames', self.frames, 'write e.g. (0, 2)',
                error=TypeError)
         context, generated = _levels(self.context), _levels(self.context if self.generated is None else self.generated)
