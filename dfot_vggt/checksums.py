@@ -35,7 +35,7 @@ class PerFile:
     def __call__(self, path):
         stat = os.stat(path)
         if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < 2_000_000_000: return self.f(Path(path))
-        return self.kept(str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+        return self.kept(os.fspath(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
 # %% ../nbs/05_checksums.ipynb #05s011
 def _sha256(path):
@@ -61,7 +61,7 @@ _parse_kept = PerFile(_parse, 64)
 
 def listed(folder) -> dict[str, set]:   # {name: checksums}
     "Checksums in the listing of a folder, by the name of the file; `{}` without a listing."
-    try: return _parse_kept(Path(folder)/LISTING)
+    try: return _parse_kept(os.path.join(folder, LISTING))
     except FileNotFoundError: return {}
 
 def record(path, digest: str):   # digest: as `sha256` returns it
@@ -87,9 +87,9 @@ LARGE = 64 << 20   # bytes; a larger file is not compared when it is opened
 def check_file(path, what: str = 'a file'):   # what: kind of the file, for the message
     """Raise `ValueError` if the listing of the folder has checksums of this file and none of them is right.
     A file without a checksum, or larger than 64 MB, is accepted."""
-    path = Path(path)
-    digests = listed(path.parent).get(path.name)
-    if digests and path.stat().st_size <= LARGE: _compare(path, digests, what)
+    folder, name = os.path.split(path)
+    digests = listed(folder).get(name)
+    if digests and os.path.getsize(path) <= LARGE: _compare(path, digests, what)
 
 def _compare(path, digests, what):
     expect(sha256(path) in digests, str(path), f'{what} with the checksum in {LISTING}', 'other bytes: it is damaged',

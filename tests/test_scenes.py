@@ -11,7 +11,7 @@ def test_processes_agree(tmp_path):
     keys = make_re10k(one, 'training', 3, frames=6)
     assert make_re10k(two, 'training', 3, frames=6, workers=2) == keys
     files = {p.relative_to(one) for p in one.rglob('*') if p.is_file()}
-    assert files == {p.relative_to(two) for p in two.rglob('*') if p.is_file()} and len(files) == 3*3 + 1
+    assert files == {p.relative_to(two) for p in two.rglob('*') if p.is_file()} and len(files) == 3*3 + 1 + 3, 'and three listings'
     for k in keys:
         assert (read_npz(Layout(one, 'training').npz(k)) == read_npz(Layout(two, 'training').npz(k))).all()
         assert read_pose_table(Layout(one, 'training').table(k)).equal(read_pose_table(Layout(two, 'training').table(k)))

@@ -13,8 +13,9 @@ from fastcore.script import call_parse
 from .names import ends_in_a_sentence
 
 # %% ../../nbs/app/07_check.ipynb #07c007
-def _faults_of_clips(folder, workers) -> tuple[int, list]:
-    "`(number of clips, one sentence for each whose files do not belong together)`, of all data sets below a folder."
+def _faults_of_clips(folder, workers) -> tuple[int, int, list]:
+    """Number of clips in all data sets below a folder, number of those without frames, and one sentence for each whose
+    files do not belong together."""
     from concurrent.futures import ThreadPoolExecutor
 
     from tqdm.auto import tqdm
@@ -27,7 +28,8 @@ def _faults_of_clips(folder, workers) -> tuple[int, list]:
     clips = [(Layout(t.parents[1], t.parent.name.removesuffix('_poses')), t.stem) for t in tables]
     with ThreadPoolExecutor(workers) as pool:
         sentences = list(tqdm(pool.map(fault, clips), total=len(clips), desc='clips', disable=None))
-    return len(clips), list(filter(None, sentences))
+    empty = [key for place, key in clips if not any(Path(place.root).glob(f'{place.split}_*/{key}.[nm]p[z4]'))]
+    return len(clips), len(empty), list(filter(None, sentences))
 
 @call_parse
 def dfot_check(folder: str,           # data set, world, run, or any folder above them
@@ -47,13 +49,13 @@ def dfot_check(folder: str,           # data set, world, run, or any folder abov
     with ends_in_a_sentence('dfot_check', 'no file was changed; the same command begins again'):
         from dfot_vggt.checksums import check_folder, list_folder
         report = check_folder(folder, workers)
-        number, faults = _faults_of_clips(folder, workers) if clips else (0, [])
+        number, empty, faults = _faults_of_clips(folder, workers) if clips else (0, 0, [])
         added = list_folder(folder, workers) if write else 0
     lines = list(dict.fromkeys([*report.damaged, *faults]))
     for line in lines: print(line)
     without = len(report.unlisted) - added
     parts = [f'{report.checked} files compared with their checksums, {len(report.damaged)} damaged or absent']
-    if clips: parts.append(f'{number} clips decoded, {len(faults)} with a fault')
+    if clips: parts.append(f'{number} clips decoded, {len(faults)} with a fault, {empty} without frames')
     if added: parts.append(f'checksums of {added} files recorded')
     if without: parts.append(f'{without} files without a checksum: --write records them')
     print(f'{folder}: ' + '; '.join(parts))
