@@ -125,7 +125,7 @@ def _optimizer_faults(got, opt: torch.optim.Optimizer, step: int) -> Iterator[st
 
 def _same_setting(k: str, g: Mapping, new: Mapping) -> bool:
     "True if a setting of a group of parameters is the one of this run, or one that may differ."
-    if k in ('lr', 'foreach', 'fused', 'capturable', 'differentiable'): return True     # the schedule; how it is computed
+    if k in ('lr', 'foreach', 'fused', 'capturable', 'differentiable'): return True   # the schedule; how it is computed
     a, b = contents(g.get(k)), contents(new.get(k))
     holds_tensors = any(map(torch.is_tensor, a if isinstance(a, list) else [a]))
     return k in g and k in new and not holds_tensors and a == b

@@ -145,9 +145,13 @@ def _sort_header_(path):
         if len(text) <= size: f.write(text.ljust(size))
 
 def read_about(path) -> dict[str, str]:
-    "What a file of weights says about itself; {} if it says nothing. Only the header of the file is read."
+    """What a file of weights says about itself; {} if it says nothing. Of a safetensors file only the header is read.
+    A torch file may have an entry `about`, as the states of this package."""
     path = Path(path)
-    if path.suffix != '.safetensors' and path.is_file(): return {}
+    if path.suffix != '.safetensors' and path.is_file():
+        try: about = read_tensors(path, INERT).get('about') if _kind(path) == 'a torch file' else {}
+        except (ValueError, AttributeError): return {}
+        return {str(k): v for k, v in about.items() if isinstance(v, str)} if isinstance(about, Mapping) else {}
     try:
         with safe_open(path, 'pt') as f: return dict(f.metadata() or {})
     except (SafetensorError, OSError): read_tensors(path)                     # raises what is wrong with the file
@@ -162,10 +166,9 @@ def check_about(path,
     wrong = [k for k in wrong if k not in mismatch_ok]
     def words(values): return ', '.join(f'{k} {str(values[k])[:60]!r}' for k in wrong)
     origin = ', '.join(f'{k} {about[k][:60]!r}' for k in ('name', 'kind', 'step') if k in about and k not in wrong)
-    keys = ', '.join(map(repr, wrong))
+    allow = f'mismatch_ok=({", ".join(map(repr, wrong))},) or --mismatch-ok {",".join(wrong)}'
     expect(not wrong, str(path), words(expected), words(about) + f' (the file: {origin})'*bool(origin),
-           f'{_way_out(wrong)}, or, if you mean this file, pass mismatch_ok=({keys},) or --mismatch-ok {",".join(wrong)}',
-           LoadError)
+           f'{_way_out(wrong)}, or, if you mean this file, pass {allow}', LoadError)
 
 def _way_out(keys: list) -> str:
     "What to do about the first of these keys that differs."
@@ -250,8 +253,8 @@ def unwrap(file,                               # contents of a checkpoint
            module: nn.Module | None = None,    # that the tensors are for: its names and buffers
            depth: int = 0                      # level inside the file
            ) -> tuple[dict, tuple]:
-    """`(tensors by name, what was done: a sentence per step)` of a checkpoint in any common form. Averaged weights (EMA)
-    are preferred. `LoadError` names the entries that hold tensors if it is not clear which one is meant."""
+    """`(tensors by name, what was done: a sentence per step)` of a checkpoint in any common form. Averaged weights
+    (EMA) are preferred. `LoadError` names the entries that hold tensors if it is not clear which one is meant."""
     expect(isinstance(file, Mapping), source, 'a dict of names', type(file).__name__,
            'save model.state_dict() with torch.save', LoadError)
     average, raw = ([k for k in keys if _holds_tensors(file.get(k))] for keys in (_AVERAGE, _RAW))
@@ -284,7 +287,7 @@ def _flat(file, source, module) -> tuple:
     "A dict of tensors with the names of the wrappers removed; `LoadError` if the tensors lie deeper."
     places = {str(k): _deepest(v) for k, v in file.items() if isinstance(v, (Mapping, list, tuple))}
     places = {f'[{k!r}]{v}': k for k, v in places.items() if v is not None}
-    direct = any(torch.is_tensor(x) and x.ndim for x in file.values())      # a loss is a tensor, too, without dimensions
+    direct = any(torch.is_tensor(x) and x.ndim for x in file.values())    # a loss is a tensor, without dimensions
     expect(direct or not places, source, 'tensors by name', f'tensors under {_some(places)}',
            _extract(source, next(iter(places.values()), '')), LoadError)
     names = [k for k in file if not isinstance(k, str)]
@@ -315,31 +318,34 @@ def _deepest(x, depth: int = 0) -> str | None:
 
 # %% ../nbs/04_weights.ipynb #w0426
 _STEMS = 'model', 'diffusion_pytorch_model', 'pytorch_model'
-_USUAL = [f'{stem}{suffix}{end}' for suffix in ('.safetensors', '.bin') for stem in _STEMS for end in ('', '.index.json')]
+_ENDS = [f'{suffix}{index}' for suffix in ('.safetensors', '.bin') for index in ('', '.index.json')]
+_USUAL = [f'{stem}{end}' for end in _ENDS for stem in _STEMS]
 
 def weights_file(source) -> Path:
-    """The file that holds the weights of a checkpoint folder, or the index of its shards. The path of a file is returned
-    as it is. `FileNotFoundError` if a folder holds none, or several of which none has the usual name."""
+    """The file that holds the weights of a checkpoint folder, or the index of its shards. The path of a file is
+    returned as it is. `FileNotFoundError` if a folder holds none, or several of which none has the usual name."""
     folder = Path(source).expanduser()
     if not folder.is_dir(): return folder
     files = sorted(p.name for p in folder.iterdir() if p.is_file())
     several = [n for n in files if re.fullmatch(r'(pytorch_)?model_\d+\.(safetensors|bin)', n)]
-    expect(not several, str(folder), 'the weights of one model', f'also {_some(several)}', 'pass the path of one of the files',
-           FileNotFoundError)
+    expect(not several, str(folder), 'the weights of one model', f'also {_some(several)}',
+           'pass the path of one of the files', FileNotFoundError)
     usual = next((n for n in _USUAL if n in files), None)
     if usual: return folder/usual
     if (folder/'latest').is_file() or any('mp_rank_' in n for n in files): return _deepspeed_file(folder)
     states = sorted([*folder.glob('step-*.pt'), *folder.glob('state/step-*.pt')])
     if states: return states[-1]                  # of a run of this package; the newest
-    whole = [n for n in files if n.endswith(('.safetensors', '.ckpt', '.pt', '.pth')) and not re.search(r'-\d+-of-|optim', n)]
+    parts = [n for n in files if re.search(r'-\d+-of-|\.distcp$|^\.metadata$', n)]
+    suffixes = '.safetensors', '.ckpt', '.pt', '.pth'
+    whole = [n for n in files if n.endswith(suffixes) and n not in parts and 'optim' not in n]
     if len(whole) == 1: return folder/whole[0]
     below = sorted({p.parent.name for end in _USUAL for p in folder.glob(f'*/{end}')})
-    parts = [n for n in files if re.search(r'-\d+-of-|\.distcp$|^\.metadata$', n)]
-    step = (f'pass one of its folders: {_some(below)}' if below else 'the shards need their index: get *.index.json, too, '
-            'or join them (torch.distributed.checkpoint.format_utils for .distcp)' if parts else
-            'pass the path of the file itself')
-    expect(False, str(folder), 'a checkpoint file, such as model.safetensors',
-           f'no file of that name, but {_some(whole or parts or files)}' if files else 'no file', step, FileNotFoundError)
+    step = 'pass the path of the file itself'
+    if parts: step = ('get their index, *.index.json, too, or join the parts '
+                      '(.distcp: torch.distributed.checkpoint.format_utils)')
+    if below: step = f'pass one of its folders: {_some(below)}'
+    held = f'no file of that name, but {_some(whole or parts or files)}' if files else 'no file'
+    expect(False, str(folder), 'a checkpoint file, such as model.safetensors', held, step, FileNotFoundError)
 
 def _deepspeed_file(folder) -> Path:
     "The file of the model in a DeepSpeed folder, in the folder of the tag that `latest` names."
@@ -363,10 +369,12 @@ def _index(path) -> dict[str, Path]:
         expect(not twice, str(path), 'each name once', f'{_some(twice)} twice', 'get the index again')
         return dict(pairs)
     try: table, fault = json.loads(path.read_text(), object_pairs_hook=once), ''
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: table, fault = {}, f'{type(e).__name__}: {e}'
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+        table, fault = {}, f'{type(e).__name__}: {e}'
     shards = table.get('weight_map') if isinstance(table, dict) else None
     good = isinstance(shards, dict) and shards and all(isinstance(s, str) for s in shards.values())
-    expect(good, str(path), "JSON with a 'weight_map' from tensors to files", fault or str(table)[:60], 'get the index again')
+    expect(good, str(path), "JSON with a 'weight_map' from tensors to files", fault or str(table)[:60],
+           'get the index again')
     for shard in sorted({*shards.values()}):
         outside = '..' in PurePosixPath(shard).parts or '\\' in shard or PureWindowsPath(shard).anchor or '\0' in shard
         expect(shard and not outside, str(path), 'shards in the folder of the index', repr(shard[:80]),
@@ -425,7 +433,7 @@ def load_checkpoint(module: nn.Module,           # receives the weights; on the 
     return replace(report, unwrapped=steps)
 
 def _groups(tensors):
-    "Yield lists of names: together a 16th of all bytes, at least 16 MiB. So a check holds little of a large file in memory."
+    "Yield lists of names: together a 16th of all bytes, at least 16 MiB, so that a check holds little in memory."
     size = {n: x.numel()*x.element_size() for n, x in tensors.items()}
     most, group = max(2**24, sum(size.values())//16), []
     for n in tensors:

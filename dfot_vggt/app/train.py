@@ -8,7 +8,7 @@ __all__ = ['dfot_train']
 # %% ../../nbs/app/01_train.ipynb #61c004
 import io
 import os
-from contextlib import nullcontext, redirect_stderr
+from contextlib import closing, nullcontext, redirect_stderr
 from pathlib import Path
 
 from fastcore.script import call_parse
@@ -33,7 +33,7 @@ def _trained(recipe: str, folder, root: str, steps: int) -> str:
     if steps: run = run.replace(train=run.train.replace(steps=steps))
     folder = Path(folder or Path(root)/(recipe if recipe in RECIPES else run.name))
     before = saved_step(folder)
-    _, log = train_run(run, folder, root, (Progress(run.name),))
+    with closing(Progress(run.name)) as bar: _, log = train_run(run, folder, root, (bar,))
     losses = [r['loss'] for r in log[-50:]]
     loss = f', loss {sum(losses)/len(losses):.4f}' if losses else ''
     note = f'; it was finished before, the weights are in {folder}' if before == run.train.steps else ''

@@ -9,6 +9,7 @@ __all__ = ['COPIED_PREFIXES', 'Injector', 'Probe', 'random_gates', 'train_briefl
 # %% ../../nbs/inject/00_injector.ipynb #in04
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from ..core import expect, rng
-from ..weights import LoadError, LoadReport, load_report, read_tensors
+from ..weights import LoadError, LoadReport, load_report, read_checkpoint
 from ..data.clips import Batch
 from ..denoiser.tasks import CONTEXT, PAD
 from ..denoiser.pose_cache import CachedUViT3DPose, PoseCond
@@ -217,7 +218,7 @@ def _check_base(model, state, prefix='', *_, source: str = 'weights'):
 
 # %% ../../nbs/inject/00_injector.ipynb #44c026
 def load_injected(model: Injected,
-                  path,                            # a checkpoint: safetensors, or what `read_tensors` reads
+                  path,                            # a checkpoint in any common form: see `weights.read_checkpoint`
                   without: Sequence[str] = (),     # names of injectors that may be absent from file or model
                   mismatch_ok: tuple = ()          # ('base',): the injectors may have been trained on another base
                   ) -> LoadReport:
@@ -225,13 +226,13 @@ def load_injected(model: Injected,
     Raises `LoadError`, which lists every tensor that does not fit, and for injectors of another base."""
     frozen = tuple(n for n, p in model.named_parameters() if not p.requires_grad)
     absent = tuple(f'injectors.{name}.' for name in without)
-    state = read_tensors(path)
+    state, steps = read_checkpoint(path, module=model)
     stored = state.get('base_hash') if 'base' in mismatch_ok else None
     if _hex(stored): state = {**state, 'base_hash': base_hash(model.base)}
     else: _check_base(model, state, source=str(path))
     report = load_report(model, state, str(path), missing_ok=frozen + absent, unexpected_ok=absent)
     if _hex(stored): model.base_hash.copy_(stored)               # of the base that they were trained on
-    return report
+    return replace(report, unwrapped=steps)
 
 # %% ../../nbs/inject/00_injector.ipynb #in17
 def window_geometry(features: Callable,                    # (video, cams, observed) -> Geometry

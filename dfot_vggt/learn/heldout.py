@@ -70,7 +70,7 @@ def record_run(run: RunCfg,
     `<name>_heldout.json` and replaces a row of the same step. `ValueError` for a folder without a saved state."""
     step, path = saved_step(folder), Path(to)/f'{run.name}_heldout.json'
     expect(step, str(folder), 'a folder with a saved state', 'none', 'train first: train_run(run, folder)')
-    psnr = heldout_psnr(run, load_run(build_trainable(run), folder).to(device()), root, windows)
+    psnr = heldout_psnr(run, load_run(build_trainable(run), folder, run).to(device()), root, windows)
     raw, state = build_trainable(run), read_tensors(Path(folder)/'state'/f'step-{step:07d}.pt')
     load_report(raw, state['model'], str(folder))
     comparable = run.replace(diffusion=run.diffusion.replace(bias=shipped_base().diffusion.bias))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INJECTORS', 'build_base', 'build_injector', 'build_model', 'build_trainable', 'frozen_params', 'load_geometry_model',
            'feature_cache', 'online_features', 'recipe_hash', 'geometry_hash', 'provenance', 'train_run', 'load_run',
-           'export_weights', 'exported_step', 'continue_from']
+           'load_trained', 'export_weights', 'exported_step', 'continue_from']
 
 # %% ../../nbs/learn/06_runs.ipynb #ru04
 import json
@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core import asset, atomic_write, build, commit, contents, device, expect, seed_all
-from ..weights import LoadError, check_about, load_report, read_about, read_tensors, save_weights
+from ..weights import (
+    LoadError, check_about, load_checkpoint, read_about, read_tensors, save_weights, weights_file)
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
@@ -95,16 +94,24 @@ def feature_cache(run: RunCfg,
         with one_thread(): basis = sample_basis(folder, vggt, run.layers, run.cache, sample)
     return FeatureCache(folder, vggt, run.layers, run.cache, basis)
 
-def online_features(run: RunCfg) -> Callable:
+def online_features(run: RunCfg,
+                    vggt: VGGT | None = None     # the run's geometry model; None: it is loaded
+                    ) -> Callable:
     "`(video, cams, observed) -> Geometry`, computed by the run's VGGT in every call; `observed` is a mask 'b t'."
-    return partial(features, load_geometry_model(run), layers=run.layers, depth=run.cache.depth)
+    return partial(features, vggt or load_geometry_model(run), layers=run.layers, depth=run.cache.depth)
 
 # %% ../../nbs/learn/06_runs.ipynb #ru41
 def recipe_hash(run: RunCfg | VGGTRunCfg) -> str:
     "12 hex digits: hash of all settings of a run but `train.steps`, since a run may be continued for more steps."
     plain = contents(run)
     plain['train'].pop('steps')
-    return digest(json.dumps(plain, sort_keys=True))[:12]
+    return digest(json.dumps(_as_floats(plain), sort_keys=True))[:12]
+
+def _as_floats(o):
+    "Plain containers with 1 as 1.0: the same setting."
+    if isinstance(o, dict): return {k: _as_floats(v) for k, v in o.items()}
+    if isinstance(o, list): return [_as_floats(v) for v in o]
+    return float(o) if isinstance(o, int) and not isinstance(o, bool) and float(o) == o else o
 
 def geometry_hash(run: RunCfg, vggt: VGGT) -> str:
     "32 hex digits: hash of the parts of a VGGT whose output the injectors of `run` read."
@@ -159,7 +166,7 @@ def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: F
     return injected_loss(run, cache.get), training_windows(run, root)
 
 def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights are replaced
-             path,                   # folder of a run, or a file with its weights
+             path,                   # folder of a run, a file with its weights, or one of its states
              # the run whose weights they must be; None: only names, shapes, kind and base are compared
              run: RunCfg | VGGTRunCfg | None = None,
              mismatch_ok: tuple = (),      # of 'name', 'recipe', 'base', 'vggt', 'kind': what may differ
@@ -167,11 +174,11 @@ def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights ar
              ) -> nn.Module:
     """`model` with the averaged weights of a run, in eval mode. `LoadError` names the tensors that do not fit, or what
     the file says about itself that differs from `run`."""
-    path = Path(path)/'model.safetensors' if Path(path).is_dir() else path
+    path = weights_file(path)
     expected = _expected(read_about(path), run, model, vggt)
     check_about(path, expected, mismatch_ok)
     if isinstance(model, Injected): load_injected(model, path, mismatch_ok=mismatch_ok)
-    else: load_report(model, read_tensors(path), str(path), missing_ok=tuple(frozen_params(model)))
+    else: load_checkpoint(model, path, missing_ok=tuple(frozen_params(model)))
     return model.eval()
 
 def _expected(about: dict, run, model, vggt) -> dict:
@@ -184,17 +191,41 @@ def _expected(about: dict, run, model, vggt) -> dict:
     if 'vggt' in about: expected['vggt'] = geometry_hash(run, vggt or load_geometry_model(run))
     return expected
 
+# %% ../../nbs/learn/06_runs.ipynb #ru51
+def load_trained(recipe,                     # file of the recipe, e.g. recipe.yaml of a run
+                 weights,                    # folder of the run, or a file with its weights
+                 frames: int = 0,            # frames of the network's window; 0: as in the recipe
+                 mismatch_ok: tuple = ()     # as of `load_run`
+                 ) -> tuple[RunCfg, nn.Module, Callable | None]:
+    """`(run, model, features)`: the denoiser of a run with its averaged weights, or `Injected` for a run with
+    injectors, in eval mode; and `online_features` for its injectors, otherwise None. Raises what `load_run` raises, and
+    `ValueError` for a run that trains no denoiser."""
+    run = build(recipe)
+    expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__,
+           "pass the recipe of a run that trains a denoiser or its injectors, e.g. of 'tiny_base'")
+    sized = run.replace(model=run.model.replace(frames=frames)) if frames else run
+    if all(getattr(run, name) is None for name in INJECTORS):
+        check_about(weights_file(weights), _expected({}, run, None, None), mismatch_ok)
+        return sized, load_dfot(weights, sized.model), None
+    vggt = load_geometry_model(run)
+    model = load_run(build_trainable(sized).to(device()), weights, run, mismatch_ok, vggt)
+    return sized, model, online_features(run, vggt)
+
 # %% ../../nbs/learn/06_runs.ipynb #51c053
 def export_weights(folder,         # of the run
                    name: str,      # of the files, without ending
                    to):            # folder of the files
-    """Write `<name>.safetensors` (parameters float16, buffers float32, the step), `<name>.yaml` (the recipe) and
-    `<name>.jsonl` (losses, means over ten steps; earlier lines are kept). `ValueError` if float16 overflows."""
+    """Write `<name>.safetensors` (parameters float16, buffers float32; the header says what they are, as that of the
+    run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps; earlier lines are
+    kept). `ValueError` if float16 overflows, `LoadError` if the weights are not those of the recipe beside them."""
     folder, to = Path(folder), Path(to)
     run = build(folder/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
     model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
-    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state', f'step {step}',
-           'call train_run again: it writes the weights of the state', error=LoadError)
+    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state',
+           f'step {step}', 'call train_run again: it writes the weights of the state', error=LoadError)
+    about = read_about(folder/'model.safetensors')
+    check_about(folder/'model.safetensors', dict(kind='EMA', name=run.name, recipe=recipe_hash(run)))
+    about = {**about, **dict(kind='EMA', step=step, name=run.name, recipe=recipe_hash(run))}
     params = {n for n, _ in model.named_parameters()}
     state = {**frozen_params(model), **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}
@@ -204,7 +235,7 @@ def export_weights(folder,         # of the run
     log = [r for r in read_log(folder) if r['step'] < step]
     kept = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < min([r['step'] for r in log], default=step)]
     lines = [json.dumps(r) + '\n' for r in kept + _means_of_ten(log)]
-    with atomic_write(to/f'{name}.safetensors') as tmp: save_file(packed, tmp, metadata={'step': str(step)})
+    save_weights(to/f'{name}.safetensors', packed, about)
     with atomic_write(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(lines))
     run.save(to/f'{name}.yaml')
 
@@ -222,15 +253,18 @@ def _means_of_ten(log: list[dict]) -> list[dict]:
 # %% ../../nbs/learn/06_runs.ipynb #52r021
 def exported_step(path) -> int:
     "The step at which `export_weights` wrote this file. `ValueError` for a file without a step."
-    read_tensors(path)                                                    # raises what is wrong with the file itself
-    with safe_open(path, 'pt') as f: step = (f.metadata() or {}).get('step')
+    step = read_about(path).get('step')
     expect(step and step.isdigit(), str(path), "a 'step' in the metadata", step,
            'write the file again with export_weights(folder, name, to)')
     return int(step)
 
 def continue_from(run: RunCfg,
                   path,            # a file that `export_weights` wrote
-                  folder):         # new, of the run
-    "Start a folder for `run` with exported weights at their step; `train_run` then continues from this step."
-    model = load_run(build_trainable(run), path)
+                  folder,          # new, of the run
+                  # what may differ from `run`: ('recipe',) to go on with other settings, ('base',) on another base
+                  mismatch_ok: tuple = ()):
+    """Start a folder for `run` with exported weights at their step; `train_run` then continues from this step. Raises
+    what `load_run` raises, before anything is written."""
+    model = load_run(build_trainable(run), path, run, mismatch_ok)
+    if isinstance(model, Injected): model.base_hash.copy_(base_hash(model.base))      # the base that it trains on now
     restart(folder, model, exported_step(path), run.train, provenance(run, model), _settings(run))
