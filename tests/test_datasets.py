@@ -9,7 +9,8 @@ from conftest import ROOT
 from dfot_vggt.core import golden
 from dfot_vggt.data.camera import look_at
 from dfot_vggt.data.clips import Clips
-from dfot_vggt.data.re10k import Layout, write_mp4, write_npz, write_pose_table
+from dfot_vggt.data.re10k import Layout, write_npz, write_pose_table
+from dfot_vggt.data.video import write_mp4
 from dfot_vggt.denoiser.tasks import PrefixMixture
 from dfot_vggt.geometry.vggt import VGGTCfg
 from dfot_vggt.inject.controlnet import ControlCfg
@@ -43,6 +44,7 @@ def four(tmp_path):
     "A folder in the layout of RealEstate10K with four clips, and a small recipe that trains on it."
     layout = Layout(tmp_path/'data', 'training')
     for k, key in enumerate(NAMES): clip(layout, key, 50*k + 20)
+    for p in layout.root.rglob('SHA256SUMS'): p.unlink()              # as in a data set of other people
     model = tiny_base().model.replace(channels=(32, 48), emb=32, heads=2, mid=2)
     train = tiny_base().train.replace(steps=6, precision='no', save_every=3)
     recipe = RunCfg('small', Re10kCfg(str(layout.root), (1, 1)), model, train=train, batch=4)
@@ -158,12 +160,12 @@ def test_F14_65_000_names_in_seconds_and_no_file_is_opened(tmp_path):
     for folder, suffix, n in (('training_poses', 'pt', 65_000), ('training_256', 'mp4', 40_000)):
         (tmp_path/folder).mkdir()
         for i in range(n): os.close(os.open(tmp_path/folder/f'{i:016x}.{suffix}', os.O_CREAT))
-    start = time.perf_counter()
+    start = time.process_time()
     with mock.patch('builtins.open', side_effect=AssertionError), mock.patch('os.open', side_effect=AssertionError), \
          mock.patch('os.stat', side_effect=os.stat) as stat:
         absent = set(many.keys()) - many.videos(256)
-    took = time.perf_counter() - start
-    print(f'{took:.2f} s')
+    took = time.process_time() - start
+    print(f'{took:.2f} s of one processor')
     assert len(absent) == 25_000 and took < 2 and stat.call_count < 20, (took, stat.call_count)
 
 def test_F14_absent_clips_cost_nothing_at_the_start(tmp_path, four):
