@@ -261,7 +261,8 @@ def unwrap(file,                               # contents of a checkpoint
     average, raw = ([k for k in keys if _holds_tensors(file.get(k))] for keys in (_AVERAGE, _RAW))
     chosen = average or raw
     if not chosen: return _flat(file, source, module)
-    unclear = [k for k in file if k not in _AVERAGE + _RAW and _AVERAGED.search(str(k)) or k in _AVERAGE and k not in average]
+    def is_unclear(k): return k not in average if k in _AVERAGE else k not in _RAW and bool(_AVERAGED.search(str(k)))
+    unclear = [k for k in file if is_unclear(k)]
     unclear = [k for k in unclear if not average and _deepest(file[k]) is not None]
     expect(not unclear, source, 'averaged weights by name, or none', f'{unclear[:1]} beside {chosen[0]!r}',
            _extract(source, chosen[0]), LoadError)
@@ -316,7 +317,7 @@ def _flat(file, source, module) -> tuple:
     return {n: file[k] for k, n in new.items()}, tuple(steps)
 
 def _deepest(x) -> str | None:
-    "Where tensors lie in nested containers, as text such as ['a'][0]; '': directly in x; None: not in the first 10,000."
+    "Place of tensors in nested containers, as text such as ['a'][0]; '': directly in x; None: not in the first 10,000."
     todo, visited = deque([('', x)]), set()
     while todo and len(visited) < 10_000:
         place, x = todo.popleft()
@@ -325,7 +326,8 @@ def _deepest(x) -> str | None:
         items = x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, (list, tuple)) else ()
         items = [*islice(items, 1000)]
         if any(torch.is_tensor(v) for _, v in items): return place
-        todo.extend((f'{place}[{k if isinstance(k, int) else str(k)[:40]!r}]', v) for k, v in items if isinstance(v, (Mapping, list, tuple)))
+        inner = ((k if isinstance(k, int) else str(k)[:40], v) for k, v in items if isinstance(v, (Mapping, list, tuple)))
+        todo.extend((f'{place}[{k!r}]', v) for k, v in inner)
 
 # %% ../nbs/04_weights.ipynb #w0426
 _STEMS = 'model', 'diffusion_pytorch_model', 'pytorch_model'
