@@ -167,7 +167,7 @@ def check_about(path,
     wrong = [k for k in wrong if k not in mismatch_ok]
     def words(values): return ', '.join(f'{k} {str(values[k])[:60]!r}' for k in wrong)
     origin = ', '.join(f'{k} {about[k][:60]!r}' for k in ('name', 'kind', 'step') if k in about and k not in wrong)
-    allow = f'mismatch_ok=({", ".join(map(repr, wrong))},) or --mismatch-ok {",".join(wrong)}'
+    allow = f'mismatch_ok=({", ".join(map(repr, wrong))},) or --mismatch_ok {",".join(wrong)}'
     expect(not wrong, str(path), words(expected), words(about) + f' (the file: {origin})'*bool(origin),
            f'{_way_out(wrong)}, or, if you mean this file, pass {allow}', LoadError)
 
@@ -261,9 +261,8 @@ def unwrap(file,                               # contents of a checkpoint
     average, raw = ([k for k in keys if _holds_tensors(file.get(k))] for keys in (_AVERAGE, _RAW))
     chosen = average or raw
     if not chosen: return _flat(file, source, module)
-    def is_unclear(k): return k not in average if k in _AVERAGE else k not in _RAW and bool(_AVERAGED.search(str(k)))
-    unclear = [k for k in file if is_unclear(k)]
-    unclear = [k for k in unclear if not average and _deepest(file[k]) is not None]
+    averages = [k for k in file if k not in _RAW and (k in _AVERAGE or _AVERAGED.search(str(k)))]
+    unclear = [k for k in averages if not average and _deepest(file[k]) is not None]
     expect(not unclear, source, 'averaged weights by name, or none', f'{unclear[:1]} beside {chosen[0]!r}',
            _extract(source, chosen[0]), LoadError)
     expect(len(chosen) == 1 and depth < 4, source, 'one entry with the weights, at most 4 levels down',
@@ -317,7 +316,7 @@ def _flat(file, source, module) -> tuple:
     return {n: file[k] for k, n in new.items()}, tuple(steps)
 
 def _deepest(x) -> str | None:
-    "Place of tensors in nested containers, as text such as ['a'][0]; '': directly in x; None: not in the first 10,000."
+    "Where tensors lie in nested containers, such as ['a'][0]; '': directly in x; None: not in the first 10,000."
     todo, visited = deque([('', x)]), set()
     while todo and len(visited) < 10_000:
         place, x = todo.popleft()
@@ -326,8 +325,8 @@ def _deepest(x) -> str | None:
         items = x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, (list, tuple)) else ()
         items = [*islice(items, 1000)]
         if any(torch.is_tensor(v) for _, v in items): return place
-        inner = ((k if isinstance(k, int) else str(k)[:40], v) for k, v in items if isinstance(v, (Mapping, list, tuple)))
-        todo.extend((f'{place}[{k!r}]', v) for k, v in inner)
+        inner = ((k if isinstance(k, int) else str(k)[:40], v) for k, v in items)
+        todo.extend((f'{place}[{k!r}]', v) for k, v in inner if isinstance(v, (Mapping, list, tuple)))
 
 # %% ../nbs/04_weights.ipynb #w0426
 _STEMS = 'model', 'diffusion_pytorch_model', 'pytorch_model'
