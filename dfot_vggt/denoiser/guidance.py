@@ -117,8 +117,8 @@ class HistoryGuidance(Cfg):
         expect(abs(sum(weights) - 1) < 1e-6, 'guidance', 'weights that sum to 1', weights,
                f'add {1 - sum(weights):g} to one of them, e.g. to that of the unconditional branch')
         indices = all(isinstance(g, tuple) and all(type(i) is int for i in g) for g in self.target_groups)
-        expect(indices, 'target_groups', 'groups of indices among the target frames', self.target_groups, 'write e.g. ((0, 1), (2, 3))',
-               error=TypeError)
+        expect(indices, 'target_groups', 'groups of indices among the target frames', self.target_groups,
+               'write e.g. ((0, 1), (2, 3))', error=TypeError)
         object.__setattr__(self, 'branches', merged)
 
     @property
