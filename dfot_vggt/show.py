@@ -93,7 +93,7 @@ def video_tag(video: Float[Tensor, '*b t c h w'],  # RGB in [0,1]; several clips
     frames[0].save(buf, 'WEBP', save_all=True, append_images=frames[1:], duration=round(1000/fps), loop=0, quality=85,
                    method=6)
     style = f'display:inline-block;width:{(clips.shape[-1]+2)*scale}px;font:11px sans-serif'
-    names = ''.join(f'<span style="{style}">{escape(s)}</span>' for s in titles or ())
+    names = ''.join(f'<span style="{style}">{escape(str(s))}</span>' for s in titles or ())
     src = 'data:image/webp;base64,' + base64.b64encode(buf.getvalue()).decode()
     width = frames[0].width*scale
     return HTML(f'<div>{names}</div><img style="image-rendering:pixelated;width:{width}px" src="{src}">')
@@ -189,7 +189,7 @@ class Fig(go.Figure):
         "A `div` and a script that draws into it; loads `plotly.min.js` from the folder of the page, once per page."
         spec = self.spec()
         height = spec['layout'].get('height', TEMPLATE['layout']['height'])
-        data = json.dumps(spec, separators=(',', ':')).replace('<', r'\u003c')     # no text can end the script
+        data = json.dumps(spec, separators=(',', ':')).replace('<', '\\u003c')
         return _PAGE.replace('HEIGHT', str(height)).replace('SPEC', data)
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kw):

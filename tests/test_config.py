@@ -1,8 +1,7 @@
 "Configs that somebody else wrote: malformed files, wrong values and hostile names end in one sentence, run nothing and create nothing (R8, R14, R15)."
-import importlib, json, math, os, pkgutil, re, subprocess, sys
-from dataclasses import MISSING, dataclass, fields
+import importlib, math, os, pkgutil, random, re, subprocess, sys
+from dataclasses import fields
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import dfot_vggt
 import plotly.graph_objects as go
@@ -13,10 +12,10 @@ from dfot_vggt.app.cache import dfot_cache
 from dfot_vggt.app.compare import StudyCfg, as_html, provenance, write_report
 from dfot_vggt.app.study import dfot_study
 from dfot_vggt.app.train import dfot_train
-from dfot_vggt.core import LARGEST_YAML, Cfg, build, read_yaml
+from dfot_vggt.core import LARGEST_YAML, Cfg, build
 from dfot_vggt.denoiser.diffusion import DiffusionCfg, DiscreteCfg
 from dfot_vggt.denoiser.guidance import Branch, HistoryGuidance
-from dfot_vggt.denoiser.tasks import AnyContext, FixedContext, PrefixMixture, SharedFuture, Task, VariableContext
+from dfot_vggt.denoiser.tasks import AnyContext, PrefixMixture, SharedFuture, Task, VariableContext
 from dfot_vggt.denoiser.uvit import UViTCfg
 from dfot_vggt.geometry.aggregator import AggregatorCfg
 from dfot_vggt.geometry.feature_cache import CacheCfg
@@ -32,10 +31,10 @@ from dfot_vggt.learn.cached import written
 from dfot_vggt.learn.config import Re10kCfg, RunCfg, VGGTRunCfg, WorldCfg
 from dfot_vggt.learn.metrics import METRICS, Table
 from dfot_vggt.learn.muon import MuonCfg
-from dfot_vggt.learn.recipes import show_diff, table, tiny_base, tiny_control
+from dfot_vggt.learn.recipes import table, tiny_base, tiny_control
 from dfot_vggt.learn.train import TrainCfg
 from dfot_vggt.measure import Report
-from dfot_vggt.show import fig, lines, plot_checks, show_clip, video_tag
+from dfot_vggt.show import fig, lines, plot_checks, video_tag
 from dfot_vggt.trace import Trace, html_table, liveness, trace_diff
 from dfot_vggt.widgets.level_explorer import LevelExplorer
 
@@ -131,7 +130,6 @@ def test_R14_the_command_itself(here, module, args):
 
 def test_R14_damaged_bytes_are_one_sentence(here):
     "A recipe in which bytes were changed, inserted or lost builds, or is refused in one line."
-    import random
     draw, path = random.Random(0), here/'run.yaml'
     tokens = [b':', b'- ', b'\t', b'"', b'{', b'[', b'&a', b'*a', b'!', b'#', b'\n', b'${', b'%', b'|', b'>', b'---\n', b'1e99', b'-']
     for _ in range(150):
@@ -253,10 +251,10 @@ def made(evil):
                 trace_diff=trace_diff(*traces), liveness=alive, scores=Table({evil: scores, 'b': scores}, {evil: scores}, METRICS), report=report,
                 video=video_tag(clip, titles=evil), provenance=provenance(StudyCfg(run), record)[2], text=evil, number={evil: evil}) | figures
 
-@pytest.fixture
-def pages(tmp_path):
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory):
     "{text: (parts of a page, path of the whole page)}"
-    out = {}
+    out, tmp_path = {}, tmp_path_factory.mktemp('pages')
     for i, evil in enumerate(EVIL):
         parts = made(evil)
         things = [o for part in parts.values() for o in (part if isinstance(part, list) else [part])]

@@ -116,10 +116,9 @@ class HistoryGuidance(Cfg):
         weights = [b.weight for b in merged]
         expect(abs(sum(weights) - 1) < 1e-6, 'guidance', 'weights that sum to 1', weights,
                f'add {1 - sum(weights):g} to one of them, e.g. to that of the unconditional branch')
-        numbers = all(isinstance(g, tuple) and all(type(i) is int for i in g) for g in self.target_groups)
-        expect(numbers, 'target_groups',
-               'groups of indices among the target frames', self.target_groups, 'write e.g. ((0, 1), (2, 3))',
-               error=TypeError)
+        indices = all(isinstance(g, tuple) and all(type(i) is int for i in g) for g in self.target_groups)
+        expect(indices, 'target_groups', 'groups of indices among the target frames', self.target_groups,
+               'write e.g. ((0, 1), (2, 3))', error=TypeError)
         object.__setattr__(self, 'branches', merged)
 
     @property

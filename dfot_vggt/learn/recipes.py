@@ -209,8 +209,8 @@ def show_diff(a: str, b: str        # names of recipes; 'baseline': the baseline
 def recipe_of(text: str             # name of a recipe, or path of a YAML file that a run saved
               ) -> RunCfg | VGGTRunCfg:
     "The config that a command line names. `SystemExit` with a message for an unknown name or an unreadable file."
-    named = text in RECIPES or Path(text).suffix in ('.yaml', '.yml')
-    expect(named, 'recipe', f'a YAML file or one of {", ".join(RECIPES)}', repr(text), _most_similar(text), error=SystemExit)
+    expect(text in RECIPES or Path(text).suffix in ('.yaml', '.yml'), 'recipe',
+           f'a YAML file or one of {", ".join(RECIPES)}', repr(text), _most_similar(text), error=SystemExit)
     try: return RECIPES[text]() if text in RECIPES else build(text, kind=(RunCfg, VGGTRunCfg))
     except (KeyError, TypeError, ValueError, OSError) as e:
         raise SystemExit(str(e.args[0] if isinstance(e, KeyError) else e)) from None
