@@ -130,6 +130,15 @@ def test_F14_two_processes_replace_as_one(tmp_path, four):
     a, b = ((tmp_path/f'process2-{r}').read_text().split('\n')[:-1] for r in (0, 1))
     assert len(one) == 16 and [x for pair in zip(a, b) for x in pair] == one and not any('bus' in x for x in one)
 
+def test_F14_two_processes_count_and_name_what_they_skip(tmp_path, four):
+    four[0].mp4('bus').write_bytes(b'')
+    torchrun = '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m'
+    code, out = run(tmp_path, 'dfot_vggt.app.train', 'small.yaml', launch=torchrun)
+    assert code == 0 and 'small: 6 steps' in out, out
+    skipped = sum(r.get('skipped', 0) for r in log(tmp_path))
+    assert skipped > 0 and f'{skipped} times a clip could not be read' in out, out
+    assert 1 <= out.count('1 of 4 clips cannot be read so far') <= 2 and 'bus.mp4: expected' in out, out
+
 def test_F14_a_video_lost_between_cache_and_training(tmp_path, four):
     layout, recipe = four
     vggt = VGGTCfg.tiny()
