@@ -445,7 +445,7 @@ def _check_places(at: list, n, skip, cams):
     first, turned = min(at), ','.join(str(n - 1 - i) for i in at)
     if max(at) == n - 1:
         way_out = (f'generate backwards: reverse the order of the first {(n - 1)*skip + 1} cameras in {cams}, '
-                   f'pass --at {turned}, and reverse the order of the frames of the video')
+                   f'pass --at {turned}, and reverse the order of the frames of the video; the times stay as they are')
     else:
         way_out = (f'start at a picture: remove the first {first*skip} cameras from {cams} and pass --at '
                    + ','.join(str(i - first) for i in at))
