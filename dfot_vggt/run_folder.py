@@ -125,7 +125,7 @@ def _optimizer_faults(got, opt: torch.optim.Optimizer, step: int) -> Iterator[st
 
 def _same_setting(k: str, g: Mapping, new: Mapping) -> bool:
     "True if a setting of a group of parameters is the one of this run, or one that may differ."
-    if k in ('lr', 'foreach', 'fused', 'capturable', 'differentiable'): return True     # the schedule; how it is computed
+    if k in ('lr', 'foreach', 'fused', 'capturable', 'differentiable'): return True   # the schedule; how it is computed
     a, b = contents(g.get(k)), contents(new.get(k))
     holds_tensors = any(map(torch.is_tensor, a if isinstance(a, list) else [a]))
     return k in g and k in new and not holds_tensors and a == b
@@ -160,8 +160,9 @@ def check_settings(where: str,      # file, for the message
     for name in {'steps', 'train.steps'} & changes.keys():
         steps, now = changes[name]
         if type(steps) is int and steps < now: del changes[name]
-    expect(not changes, where, {k: a for k, (a, _) in changes.items()}, {k: b for k, (_, b) in changes.items()},
-           'only the number of steps may grow: train into another folder')
+    old, new = ({k: pair[i] for k, pair in [*changes.items()][:8]} for i in (0, 1))
+    more = f' ({len(changes)} fields differ)' if len(changes) > 8 else ''
+    expect(not changes, where, old, f'{new}{more}', 'only the number of steps may grow: train into another folder')
 
 # %% ../nbs/07_run_folder.ipynb #rf31
 def check_folder(folder,                        # of a run, or new

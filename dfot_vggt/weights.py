@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -166,10 +167,9 @@ def check_about(path,
     wrong = [k for k in wrong if k not in mismatch_ok]
     def words(values): return ', '.join(f'{k} {str(values[k])[:60]!r}' for k in wrong)
     origin = ', '.join(f'{k} {about[k][:60]!r}' for k in ('name', 'kind', 'step') if k in about and k not in wrong)
-    keys = ', '.join(map(repr, wrong))
+    allow = f'mismatch_ok=({", ".join(map(repr, wrong))},) or --mismatch-ok {",".join(wrong)}'
     expect(not wrong, str(path), words(expected), words(about) + f' (the file: {origin})'*bool(origin),
-           f'{_way_out(wrong)}, or, if you mean this file, pass mismatch_ok=({keys},) or --mismatch-ok {",".join(wrong)}',
-           LoadError)
+           f'{_way_out(wrong)}, or, if you mean this file, pass {allow}', LoadError)
 
 def _way_out(keys: list) -> str:
     "What to do about the first of these keys that differs."
@@ -235,11 +235,10 @@ def _check_finite(tensors, source):
 def _put_(module, tensors):
     """Copy the tensors into the module; a module on the meta device takes them as they are, except that each gets
     memory of its own: a view of another one, or of one repeated number, would be trained with it."""
-    assign, used, apart = any(x.is_meta for x in module.state_dict().values()), set(), {}
-    for n, x in tensors.items() if assign else ():
-        memory = x.untyped_storage().data_ptr(), x.storage_offset()
-        if not x.is_contiguous() or memory in used: apart[n] = x.clone(memory_format=torch.contiguous_format)
-        used.add(memory)
+    assign, end, apart = any(x.is_meta for x in module.state_dict().values()), 0, {}
+    for n, x in sorted(tensors.items(), key=lambda item: item[1].data_ptr()) if assign else ():
+        if not x.is_contiguous() or x.data_ptr() < end: apart[n] = x.clone(memory_format=torch.contiguous_format)
+        else: end = x.data_ptr() + x.numel()*x.element_size()
     module.load_state_dict({**tensors, **apart}, strict=False, assign=assign)
 
 # %% ../nbs/04_weights.ipynb #w0421
@@ -247,6 +246,7 @@ _AVERAGE = ('ema', 'ema_state_dict', 'model_ema', 'state_dict_ema', 'ema_model',
             'ema_weights', 'shadow')
 _RAW = 'state_dict', 'model', 'model_state_dict', 'module', 'model_state', 'params', 'weights', 'net'
 _JOIN = 'join them first: python zero_to_fp32.py {folder} weights (DeepSpeed puts this script beside the checkpoint)'
+_AVERAGED = re.compile(r'(^|_)(ema|avg|swa|averaged?|mean)(_|$)', re.I)      # keys of averages that no rule covers
 _WRAPPERS = re.compile(r'(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 
 def unwrap(file,                               # contents of a checkpoint
@@ -254,13 +254,17 @@ def unwrap(file,                               # contents of a checkpoint
            module: nn.Module | None = None,    # that the tensors are for: its names and buffers
            depth: int = 0                      # level inside the file
            ) -> tuple[dict, tuple]:
-    """`(tensors by name, what was done: a sentence per step)` of a checkpoint in any common form. Averaged weights (EMA)
-    are preferred. `LoadError` names the entries that hold tensors if it is not clear which one is meant."""
+    """`(tensors by name, what was done: a sentence per step)` of a checkpoint in any common form. Averaged weights
+    (EMA) are preferred. `LoadError` names the entries that hold tensors if it is not clear which one is meant."""
     expect(isinstance(file, Mapping), source, 'a dict of names', type(file).__name__,
            'save model.state_dict() with torch.save', LoadError)
     average, raw = ([k for k in keys if _holds_tensors(file.get(k))] for keys in (_AVERAGE, _RAW))
     chosen = average or raw
     if not chosen: return _flat(file, source, module)
+    unclear = [k for k in file if k not in _AVERAGE + _RAW and _AVERAGED.search(str(k)) or k in _AVERAGE and k not in average]
+    unclear = [k for k in unclear if not average and _deepest(file[k]) is not None]
+    expect(not unclear, source, 'averaged weights by name, or none', f'{unclear[:1]} beside {chosen[0]!r}',
+           _extract(source, chosen[0]), LoadError)
     expect(len(chosen) == 1 and depth < 4, source, 'one entry with the weights, at most 4 levels down',
            f'tensors in {" and ".join(map(repr, chosen))}, level {depth}', _extract(source, chosen[0]), LoadError)
     state, steps = unwrap(file[chosen[0]], source, module, depth + 1)
@@ -278,7 +282,7 @@ def unwrap(file,                               # contents of a checkpoint
 
 def _holds_tensors(x, depth: int = 0) -> bool:
     "True for a dict with tensors, directly or under one of the usual names."
-    if not isinstance(x, Mapping) or depth > 5: return False
+    if not isinstance(x, Mapping) or depth > 3: return False
     return any(map(torch.is_tensor, x.values())) or any(_holds_tensors(x.get(k), depth + 1) for k in _AVERAGE + _RAW)
 
 def _extract(source, key) -> str:
@@ -286,9 +290,10 @@ def _extract(source, key) -> str:
 
 def _flat(file, source, module) -> tuple:
     "A dict of tensors with the names of the wrappers removed; `LoadError` if the tensors lie deeper."
-    places = {str(k): _deepest(v) for k, v in file.items() if isinstance(v, (Mapping, list, tuple))}
+    containers = ((k, v) for k, v in file.items() if isinstance(v, (Mapping, list, tuple)))
+    places = {str(k): _deepest(v) for k, v in islice(containers, 100)}
     places = {f'[{k!r}]{v}': k for k, v in places.items() if v is not None}
-    direct = any(torch.is_tensor(x) and x.ndim for x in file.values())      # a loss is a tensor, too, without dimensions
+    direct = any(torch.is_tensor(x) and x.ndim for x in file.values())    # a loss is a tensor, without dimensions
     expect(direct or not places, source, 'tensors by name', f'tensors under {_some(places)}',
            _extract(source, next(iter(places.values()), '')), LoadError)
     names = [k for k in file if not isinstance(k, str)]
@@ -297,7 +302,8 @@ def _flat(file, source, module) -> tuple:
     new, steps = {k: _WRAPPERS.sub('', k) for k in file}, []
     if any(k != n for k, n in new.items()): steps.append('removed _orig_mod. and the like from the names')
     target = [*module.state_dict()] if module else []
-    if all(n.startswith(('ema_model.', 'online_model.', 'initted', 'step')) for n in new.values()):
+    copies = 'ema_model.', 'online_model.', 'initted', 'step'                  # of the package ema-pytorch
+    if any(n.startswith('ema_model.') for n in new.values()) and all(n.startswith(copies) for n in new.values()):
         new = {k: n for k, n in new.items() if n.startswith('ema_model.')}
     for prefix in ('ema_model.', 'module.', 'model.')*2:
         fits = new and all(n.startswith(prefix) for n in new.values()) and not any(n.startswith(prefix) for n in target)
@@ -309,41 +315,48 @@ def _flat(file, source, module) -> tuple:
            'save the weights of the model itself: model._orig_mod.state_dict()', LoadError)
     return {n: file[k] for k, n in new.items()}, tuple(steps)
 
-def _deepest(x, depth: int = 0) -> str | None:
-    "Where tensors lie in nested containers, as text such as ['a'][0]; '': directly in x; None: nowhere, or too deep."
-    items = x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, (list, tuple)) else ()
-    items = [*islice(items, 100)]
-    if any(torch.is_tensor(v) for _, v in items): return ''
-    found = (f'[{k!r}]{at}' for k, v in items if depth < 5 and (at := _deepest(v, depth + 1)) is not None)
-    return next(found, None)
+def _deepest(x) -> str | None:
+    "Where tensors lie in nested containers, as text such as ['a'][0]; '': directly in x; None: not in the first 10,000."
+    todo, visited = deque([('', x)]), set()
+    while todo and len(visited) < 10_000:
+        place, x = todo.popleft()
+        if id(x) in visited: continue
+        visited.add(id(x))
+        items = x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, (list, tuple)) else ()
+        items = [*islice(items, 1000)]
+        if any(torch.is_tensor(v) for _, v in items): return place
+        todo.extend((f'{place}[{k if isinstance(k, int) else str(k)[:40]!r}]', v) for k, v in items if isinstance(v, (Mapping, list, tuple)))
 
 # %% ../nbs/04_weights.ipynb #w0426
 _STEMS = 'model', 'diffusion_pytorch_model', 'pytorch_model'
-_USUAL = [f'{stem}{suffix}{end}' for suffix in ('.safetensors', '.bin') for stem in _STEMS for end in ('', '.index.json')]
+_ENDS = [f'{suffix}{index}' for suffix in ('.safetensors', '.bin') for index in ('', '.index.json')]
+_USUAL = [f'{stem}{end}' for end in _ENDS for stem in _STEMS]
 
 def weights_file(source) -> Path:
-    """The file that holds the weights of a checkpoint folder, or the index of its shards. The path of a file is returned
-    as it is. `FileNotFoundError` if a folder holds none, or several of which none has the usual name."""
+    """The file that holds the weights of a checkpoint folder, or the index of its shards. The path of a file is
+    returned as it is. `FileNotFoundError` if a folder holds none, or several of which none has the usual name."""
     folder = Path(source).expanduser()
     if not folder.is_dir(): return folder
-    files = sorted(p.name for p in folder.iterdir() if p.is_file())
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != '.' or p.name == '.metadata')
     several = [n for n in files if re.fullmatch(r'(pytorch_)?model_\d+\.(safetensors|bin)', n)]
-    expect(not several, str(folder), 'the weights of one model', f'also {_some(several)}', 'pass the path of one of the files',
-           FileNotFoundError)
+    expect(not several, str(folder), 'the weights of one model', f'also {_some(several)}',
+           'pass the path of one of the files', FileNotFoundError)
     usual = next((n for n in _USUAL if n in files), None)
     if usual: return folder/usual
     if (folder/'latest').is_file() or any('mp_rank_' in n for n in files): return _deepspeed_file(folder)
-    states = sorted([*folder.glob('step-*.pt'), *folder.glob('state/step-*.pt')])
+    states = sorted(p for p in (*folder.glob('step-*.pt'), *folder.glob('state/step-*.pt')) if p.stem[5:].isdigit())
     if states: return states[-1]                  # of a run of this package; the newest
-    whole = [n for n in files if n.endswith(('.safetensors', '.ckpt', '.pt', '.pth')) and not re.search(r'-\d+-of-|optim', n)]
+    parts = [n for n in files if re.search(r'-\d+-of-|\.distcp$|^\.metadata$', n)]
+    suffixes = '.safetensors', '.ckpt', '.pt', '.pth'
+    whole = [n for n in files if n.endswith(suffixes) and n not in parts and 'optim' not in n]
     if len(whole) == 1: return folder/whole[0]
     below = sorted({p.parent.name for end in _USUAL for p in folder.glob(f'*/{end}')})
-    parts = [n for n in files if re.search(r'-\d+-of-|\.distcp$|^\.metadata$', n)]
-    step = (f'pass one of its folders: {_some(below)}' if below else 'the shards need their index: get *.index.json, too, '
-            'or join them (torch.distributed.checkpoint.format_utils for .distcp)' if parts else
-            'pass the path of the file itself')
-    expect(False, str(folder), 'a checkpoint file, such as model.safetensors',
-           f'no file of that name, but {_some(whole or parts or files)}' if files else 'no file', step, FileNotFoundError)
+    step = 'pass the path of the file itself'
+    if parts: step = ('get their index, *.index.json, too, or join the parts '
+                      '(.distcp: torch.distributed.checkpoint.format_utils)')
+    if below: step = f'pass one of its folders: {_some(below)}'
+    held = f'no file of that name, but {_some(whole or parts or files)}' if files else 'no file'
+    expect(False, str(folder), 'a checkpoint file, such as model.safetensors', held, step, FileNotFoundError)
 
 def _deepspeed_file(folder) -> Path:
     "The file of the model in a DeepSpeed folder, in the folder of the tag that `latest` names."
@@ -367,10 +380,12 @@ def _index(path) -> dict[str, Path]:
         expect(not twice, str(path), 'each name once', f'{_some(twice)} twice', 'get the index again')
         return dict(pairs)
     try: table, fault = json.loads(path.read_text(), object_pairs_hook=once), ''
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: table, fault = {}, f'{type(e).__name__}: {e}'
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+        table, fault = {}, f'{type(e).__name__}: {e}'
     shards = table.get('weight_map') if isinstance(table, dict) else None
     good = isinstance(shards, dict) and shards and all(isinstance(s, str) for s in shards.values())
-    expect(good, str(path), "JSON with a 'weight_map' from tensors to files", fault or str(table)[:60], 'get the index again')
+    expect(good, str(path), "JSON with a 'weight_map' from tensors to files", fault or str(table)[:60],
+           'get the index again')
     for shard in sorted({*shards.values()}):
         outside = '..' in PurePosixPath(shard).parts or '\\' in shard or PureWindowsPath(shard).anchor or '\0' in shard
         expect(shard and not outside, str(path), 'shards in the folder of the index', repr(shard[:80]),
@@ -429,7 +444,7 @@ def load_checkpoint(module: nn.Module,           # receives the weights; on the 
     return replace(report, unwrapped=steps)
 
 def _groups(tensors):
-    "Yield lists of names: together a 16th of all bytes, at least 16 MiB. So a check holds little of a large file in memory."
+    "Yield lists of names: together a 16th of all bytes, at least 16 MiB, so that a check holds little in memory."
     size = {n: x.numel()*x.element_size() for n, x in tensors.items()}
     most, group = max(2**24, sum(size.values())//16), []
     for n in tensors:

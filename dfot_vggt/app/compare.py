@@ -298,7 +298,7 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a trained run with i
     """Roll out a run, its base, and the run with mismatched geometry on held-out walks. Writes the numbers to
     `<name>_walks.json` and frames of the first walk to `<name>_walks.png`."""
     walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond).to(device())
-    net = load_run(build_trainable(cfg.run).to(device()), folder)
+    net = load_run(build_trainable(cfg.run).to(device()), folder, cfg.run)
     videos = compare_models(cfg, net, online_features(cfg.run), walks, progress=True)
     videos = {cfg.run.name if name == 'control' else name: v for name, v in videos.items()}
     t = walks.video.shape[1] - beyond

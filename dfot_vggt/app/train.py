@@ -6,27 +6,49 @@
 __all__ = ['dfot_train']
 
 # %% ../../nbs/app/01_train.ipynb #61c004
+import io
+import os
+from contextlib import closing, nullcontext, redirect_stderr
 from pathlib import Path
 
 from fastcore.script import call_parse
 
-from .names import RECIPE_NAMES, check_name
+from .names import RECIPE_NAMES, check_name, ends_in_a_sentence
 
 # %% ../../nbs/app/01_train.ipynb #61c008
+def _check_numbers(root: str, steps: int):
+    "Raise `SystemExit` for an argument that cannot be used."
+    if steps < 0: raise SystemExit(f'dfot_train: steps: expected 1 or more, got {steps}; pass e.g. --steps 1000, or '
+                                   'leave it out for the steps of the recipe')
+    bad = 'an empty name' if not root.strip() else 'a file' if Path(root).is_file() else ''
+    if bad: raise SystemExit(f'dfot_train: root: expected the name of a folder, got {bad}; pass e.g. --root runs')
+
+def _trained(recipe: str, folder, root: str, steps: int) -> str:
+    "Train, and return the closing line of the command. Large packages are imported here."
+    from dfot_vggt.learn.recipes import RECIPES, recipe_of
+    from dfot_vggt.learn.runs import train_run
+    from dfot_vggt.learn.train import Progress
+    from dfot_vggt.run_folder import saved_step
+    run = recipe_of(recipe)
+    if steps: run = run.replace(train=run.train.replace(steps=steps))
+    folder = Path(folder or Path(root)/(recipe if recipe in RECIPES else run.name))
+    before = saved_step(folder)
+    with closing(Progress(run.name)) as bar: _, log = train_run(run, folder, root, (bar,))
+    losses = [r['loss'] for r in log[-50:]]
+    loss = f', loss {sum(losses)/len(losses):.4f}' if losses else ''
+    note = f'; it was finished before, the weights are in {folder}' if before == run.train.steps else ''
+    return f'{run.name}: {run.train.steps} steps{loss}{note}'
+
 @call_parse
 def dfot_train(recipe: str,             # name of a recipe, or a YAML file with one
                folder: str = '',        # of the run; '': <root>/<name>
                root: str = 'runs',      # folder of worlds and features
                steps: int = 0):         # training steps; 0: as in the recipe
     "Train a recipe; a training that the folder already holds is continued."
-    check_name('recipe', recipe, RECIPE_NAMES)
-    from dfot_vggt.learn.recipes import RECIPES, recipe_of
-    from dfot_vggt.learn.runs import train_run
-    from dfot_vggt.learn.train import Progress
-    run = recipe_of(recipe)
-    if steps: run = run.replace(train=run.train.replace(steps=steps))
-    folder = folder or Path(root)/(recipe if recipe in RECIPES else run.name)
-    try: _, log = train_run(run, folder, root, (Progress(run.name),))
-    except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'dfot_train: {e}')
-    losses = [r['loss'] for r in log[-50:]]
-    print(f'{run.name}: {len(log)} steps, loss {sum(losses)/len(losses):.4f}')
+    main = os.environ.get('RANK', '0') == '0'
+    with nullcontext() if main else redirect_stderr(io.StringIO()):           # one sentence for all processes
+        with ends_in_a_sentence('dfot_train', 'the same command continues'):
+            check_name('recipe', recipe, RECIPE_NAMES)
+            _check_numbers(root, steps)
+            line = _trained(recipe, folder, root, steps)
+    if main: print(line)

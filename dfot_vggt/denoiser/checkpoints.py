@@ -54,7 +54,8 @@ def _dfot_state(names, file, source, module) -> tuple[dict, tuple]:
 def checkpoint_file(source,  # a file, a folder, or a Hub repository 'owner/name'
                     file: str      # the file's path in the repository or folder
                     ) -> Path:
-    """Path of the checkpoint on this disk, a file or a folder without `file`; a Hub repository's file is downloaded, or taken from the Hub's cache.
+    """Path of the checkpoint on this disk, a file or a folder without `file`; a Hub repository's file is downloaded, or
+    taken from the Hub's cache.
 
     `FileNotFoundError` if the Hub does not have it or cannot be reached. A path need not exist."""
     path = Path(source).expanduser()

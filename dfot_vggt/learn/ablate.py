@@ -177,11 +177,12 @@ def run_ablation(run: RunCfg,
                  draws: int = 4,                  # draws of noise per window and setting, one noise level each
                  batch: int = 8,                  # windows at a time, each of another room; a divisor of `windows`
                  to='nbs/studies/results',        # folder of the record; '': none is written
+                 mismatch_ok: tuple = (),         # how the weights may differ from `run`, as of `load_run`
                  **kw) -> Ablation:               # logsnr, seed of `ablate`
     """The mean ablation of a trained run over clean and noised context. Prints it, and writes `<name>_ablation.json`.
 
     `ValueError` if there are fewer held-out rooms than `batch`."""
-    model, t = load_run(build_trainable(run).to(device()), folder), run.model.frames
+    model, t = load_run(build_trainable(run).to(device()), folder, run, mismatch_ok), run.model.frames
     clips = Clips(run.world.folder(root), 'test', t, run.world.skip, run.model.size, seed=run.seed, history=run.history)
     fitting = [n for n in range(2, min(len(clips), windows) + 1) if windows % n == 0]
     expect(batch in fitting, 'run_ablation: batch', f'at most {len(clips)} rooms, and a divisor of {windows}', batch,

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core import atomic_write, commit, device, expect
 from ..weights import load_report, read_tensors
+from ..run_folder import saved_step
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import make_diffusion
 from ..denoiser.uvit import UViT3DPose
@@ -22,7 +23,6 @@ from .config import RunCfg
 from .losses import at_level, base_loss, training_windows
 from .recipes import shipped_base
 from .runs import build_trainable, load_run
-from .train import saved_step
 
 # %% ../../nbs/learn/09_heldout.ipynb #52r011
 @torch.no_grad()
@@ -70,7 +70,7 @@ def record_run(run: RunCfg,
     `<name>_heldout.json` and replaces a row of the same step. `ValueError` for a folder without a saved state."""
     step, path = saved_step(folder), Path(to)/f'{run.name}_heldout.json'
     expect(step, str(folder), 'a folder with a saved state', 'none', 'train first: train_run(run, folder)')
-    psnr = heldout_psnr(run, load_run(build_trainable(run), folder).to(device()), root, windows)
+    psnr = heldout_psnr(run, load_run(build_trainable(run), folder, run).to(device()), root, windows)
     raw, state = build_trainable(run), read_tensors(Path(folder)/'state'/f'step-{step:07d}.pt')
     load_report(raw, state['model'], str(folder))
     comparable = run.replace(diffusion=run.diffusion.replace(bias=shipped_base().diffusion.bias))

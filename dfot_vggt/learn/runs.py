@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core import asset, atomic_write, build, commit, contents, device, expect, seed_all
-from ..weights import check_about, load_checkpoint, load_report, read_about, read_tensors, save_weights, weights_file
+from ..weights import (
+    LoadError, check_about, load_checkpoint, read_about, read_tensors, save_weights, weights_file)
 from ..denoiser.checkpoints import load_dfot
 from ..denoiser.pose_cache import CachedUViT3DPose
 from ..denoiser.uvit import UViT3DPose
@@ -35,7 +34,8 @@ from ..inject.memory import MemoryNet
 from ..inject.tokens import TokenInjector
 from .config import RunCfg, VGGTRunCfg
 from .losses import FiniteWindows, base_loss, injected_loss, training_windows
-from .train import read_log, restart, saved_step, train
+from ..run_folder import saved_step
+from .train import hold_folder, read_log, restart, train
 from .train_vggt import Rooms, geometry_loss, new_vggt, views
 
 # %% ../../nbs/learn/06_runs.ipynb #51c065
@@ -138,12 +138,20 @@ def train_run(run: RunCfg | VGGTRunCfg,
               # for a run with a finite list of windows; None: `feature_cache(run, root)`
               cache: FeatureCache | None = None,
               ) -> tuple[nn.Module, list[dict]]:
-    "`(trained model with its averaged weights, in eval mode; log, one dict per step)`. Raises what `train` raises."
-    folder, model = Path(folder or Path(root)/run.name), build_trainable(run)
-    run.save(folder/'recipe.yaml')
-    loss_fn, batches = _loss_and_batches(run, model, root, cache)
-    log = train(model, loss_fn, batches, run.train, folder, observers)
-    return load_run(model, folder), log
+    """`(trained model with its averaged weights, in eval mode; log, one dict per step)`. Raises what `train` raises.
+
+    The folder is locked and its whole recipe is compared before anything is written; only `train.steps` may have grown.
+    A run that is finished is not trained again."""
+    folder = Path(folder or Path(root)/run.name)
+    with hold_folder(folder, _settings(run), run.train) as held:
+        model = build_trainable(run)
+        loss_fn, batches = _loss_and_batches(run, model, root, cache)
+        log = train(model, loss_fn, batches, run.train, held, observers, provenance(run, model))
+        return load_run(model, folder), log
+
+def _settings(run: RunCfg | VGGTRunCfg) -> dict:
+    "`{file name: config}` that the folder of a run holds; the first is compared as a whole."
+    return {'recipe.yaml': run, 'config.yaml': run.train}
 
 def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: FeatureCache | None) -> tuple:
     "`(loss_fn, batches)` for `train`. For a finite list of windows the feature cache is filled first."
@@ -189,9 +197,9 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
                  frames: int = 0,            # frames of the network's window; 0: as in the recipe
                  mismatch_ok: tuple = ()     # as of `load_run`
                  ) -> tuple[RunCfg, nn.Module, Callable | None]:
-    """`(run, model, features)`: the denoiser of a run with its averaged weights, or `Injected` for a run with injectors,
-    in eval mode; and `online_features` for its injectors, otherwise None. Raises what `load_run` raises, and `ValueError`
-    for a run that trains no denoiser."""
+    """`(run, model, features)`: the denoiser of a run with its averaged weights, or `Injected` for a run with
+    injectors, in eval mode; and `online_features` for its injectors, otherwise None. Raises what `load_run` raises, and
+    `ValueError` for a run that trains no denoiser."""
     run = build(recipe)
     expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__,
            "pass the recipe of a run that trains a denoiser or its injectors, e.g. of 'tiny_base'")
@@ -207,11 +215,17 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
 def export_weights(folder,         # of the run
                    name: str,      # of the files, without ending
                    to):            # folder of the files
-    """Write `<name>.safetensors` (parameters float16, buffers float32, the step), `<name>.yaml` (the recipe) and
-    `<name>.jsonl` (losses, means over ten steps; earlier lines are kept). `ValueError` if float16 overflows."""
+    """Write `<name>.safetensors` (parameters float16, buffers float32; the header says what they are, as that of the
+    run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps; earlier lines are
+    kept). `ValueError` if float16 overflows, `LoadError` if the weights are not those of the recipe beside them."""
     folder, to = Path(folder), Path(to)
     run = build(folder/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
-    model, step = build_trainable(run), saved_step(folder)
+    model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
+    expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state',
+           f'step {step}', 'call train_run again: it writes the weights of the state', error=LoadError)
+    about = read_about(folder/'model.safetensors')
+    check_about(folder/'model.safetensors', dict(kind='EMA', name=run.name, recipe=recipe_hash(run)))
+    about = {**about, **dict(kind='EMA', step=step, name=run.name, recipe=recipe_hash(run))}
     params = {n for n, _ in model.named_parameters()}
     state = {**frozen_params(model), **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}
@@ -219,15 +233,19 @@ def export_weights(folder,         # of the run
     expect(finite, str(folder), 'weights below 65504, the largest float16', 'larger or infinite weights',
            f'share the float32 file {folder}/model.safetensors, or train again with a lower TrainCfg.lr')
     log = [r for r in read_log(folder) if r['step'] < step]
-    kept = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < log[0]['step']]
+    kept = [r for r in read_log(to, f'{name}.jsonl') if r['step'] < min([r['step'] for r in log], default=step)]
     lines = [json.dumps(r) + '\n' for r in kept + _means_of_ten(log)]
-    with atomic_write(to/f'{name}.safetensors') as tmp: save_file(packed, tmp, metadata={'step': str(step)})
+    save_weights(to/f'{name}.safetensors', packed, about)
     with atomic_write(to/f'{name}.jsonl') as tmp: tmp.write_text(''.join(lines))
     run.save(to/f'{name}.yaml')
 
+def _step_of_weights(folder: Path) -> int:
+    "Step of the averaged weights in the folder of a run; that of its state for weights of an early version."
+    return int(read_about(folder/'model.safetensors').get('step', saved_step(folder)))
+
 def _means_of_ten(log: list[dict]) -> list[dict]:
     "Means of the loss and its terms over ten steps each, with the last step and learning rate of the ten."
-    losses = [k for k in log[0] if k not in ('step', 'lr', 'norm', 's')]
+    losses = [k for r in log[:1] for k in r if k not in ('step', 'lr', 'norm', 's')]
     tens = [log[i:i+10] for i in range(0, len(log) - 9, 10)]
     means = [{k: round(sum(r[k] for r in ten)/10, 6) for k in losses} for ten in tens]
     return [dict(step=ten[-1]['step'], **mean, lr=ten[-1]['lr']) for ten, mean in zip(tens, means)]
@@ -235,15 +253,18 @@ def _means_of_ten(log: list[dict]) -> list[dict]:
 # %% ../../nbs/learn/06_runs.ipynb #52r021
 def exported_step(path) -> int:
     "The step at which `export_weights` wrote this file. `ValueError` for a file without a step."
-    read_tensors(path)                                                    # raises what is wrong with the file itself
-    with safe_open(path, 'pt') as f: step = (f.metadata() or {}).get('step')
+    step = read_about(path).get('step')
     expect(step and step.isdigit(), str(path), "a 'step' in the metadata", step,
            'write the file again with export_weights(folder, name, to)')
     return int(step)
 
 def continue_from(run: RunCfg,
                   path,            # a file that `export_weights` wrote
-                  folder):         # new, of the run
-    "Start a folder for `run` with exported weights at their step; `train_run` then continues from this step."
-    model = load_run(build_trainable(run), path)
-    restart(folder, model, exported_step(path), run.train)
+                  folder,          # new, of the run
+                  # what may differ from `run`: ('recipe',) to go on with other settings, ('base',) on another base
+                  mismatch_ok: tuple = ()):
+    """Start a folder for `run` with exported weights at their step; `train_run` then continues from this step. Raises
+    what `load_run` raises, before anything is written."""
+    model = load_run(build_trainable(run), path, run, mismatch_ok)
+    if isinstance(model, Injected): model.base_hash.copy_(base_hash(model.base))      # the base that it trains on now
+    restart(folder, model, exported_step(path), run.train, provenance(run, model), _settings(run))

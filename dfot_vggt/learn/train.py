@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 from ..core import Cfg, atomic_write, device, expect, folder_lock, half_is_fast, rng, seed_all
 from ..weights import LoadError, load_report, not_finite, read_about, read_tensors, save_weights
 from ..run_folder import (
-    RESTORE, bytes_needed, check_folder, check_settings, check_state, moments_of, remove_temporary, remove_unused, saved_step,
-    space_for, states_of)
+    RESTORE, bytes_needed, check_folder, check_settings, check_state, moments_of, remove_temporary, remove_unused,
+    saved_step, space_for, states_of)
 from .muon import MuonAdamW, MuonCfg, matrices
 from ..show import lines
 
@@ -276,7 +276,10 @@ class Progress:
         if self.bar is None: self.bar = tqdm(total=e.cfg.steps, initial=e.step, desc=self.what, mininterval=1)
         self.bar.set_postfix(loss=f"{e.record['loss']:.4f}", refresh=False)
         self.bar.update(1)
-        if e.step + 1 == e.cfg.steps: self.bar.close()
+        if e.step + 1 == e.cfg.steps: self.close()
+    def close(self):
+        "End the line of the bar, so that the next output begins a new one."
+        if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/learn/01_train.ipynb #40c0a0
 def chosen_precision(precision: str,           # 'no', 'bf16', 'fp16' or 'auto'
