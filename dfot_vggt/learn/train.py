@@ -173,8 +173,12 @@ def save_state(folder: Path, step: int,                 # steps done
         torch.save(everything, tmp)
         with open(tmp, 'rb+') as f: os.fsync(f)                          # on disk before the older state is removed
     _write_averaged(folder, step, ema.weights(model), about)
-    for old in states_of(folder).values():
-        if old != state: old.unlink()
+    _remove_older_states(folder, step)
+
+def _remove_older_states(folder: Path, step: int):
+    "Remove the states of fewer steps. A kill between writing a state and this leaves one for the next call."
+    for done, path in states_of(folder).items():
+        if done < step: path.unlink()
 
 def _write_averaged(folder: Path, step: int, averaged: dict[str, Tensor], about: dict):
     "Write `model.safetensors`, unless it holds exactly these weights and says so."
@@ -433,13 +437,14 @@ def _next(stream: Iterator, step: int, acc: Accelerator):
     return batch
 
 def _begin(held: HeldFolder, start: int, averaged: dict[str, Tensor], about: dict):
-    "Process 0 writes the settings, cuts the log, and writes the averaged weights if they do not belong to the state."
+    "Process 0 removes what a kill left, writes the settings, cuts the log, and writes weights that fit the state."
     if not held.acc.is_main_process: return
     remove_temporary(held.path)
     for name, cfg in held.settings.items():
         with space_for(held.path/name, len(cfg.to_yaml())): cfg.save(held.path/name)
     _cut_log(held.path, start)
     if start: _write_averaged(held.path, start, averaged, about)
+    _remove_older_states(held.path, start)
 
 def _save(held: HeldFolder, step: int, model, ema, opt, about: dict):
     "Process 0 saves."
