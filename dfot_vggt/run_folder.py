@@ -17,12 +17,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .core import Cfg, contents, expect
-from .weights import LoadError, not_finite
+from .core import Cfg, contents, expect, read_yaml
+from .weights import LoadError, not_finite, tensors_digest
 
 # %% ../nbs/07_run_folder.ipynb #rf11
 def states_of(folder) -> dict[int, Path]:
@@ -50,8 +49,11 @@ def check_state(s,                                       # contents of the file
                 averages: Mapping,                       # {name of a parameter: its running average}
                 opt: torch.optim.Optimizer,
                 steps: int):                             # of the whole run
-    "Raise `LoadError`, which lists the faults, unless everything in a state fits and all its numbers are finite."
+    """Raise `LoadError`, which lists the faults, unless everything in a state fits, all its numbers are finite, and its
+    tensors have the checksum that it holds (states of older versions hold none)."""
     faults = [*_state_faults(s, Path(path), model, averages, opt, steps)]
+    if not faults and s.get('digest', tensors_digest(s)) != tensors_digest(s):
+        faults = ['other numbers than its checksum says']
     more = f', ... ({len(faults)} faults)' if len(faults) > 5 else ''
     expect(not faults, str(path), f'a complete state of this run, of {steps} steps at most',
            ', '.join(faults[:5]) + more, f'nothing was loaded; {RESTORE}', error=LoadError)
@@ -64,7 +66,7 @@ def _state_faults(s, path: Path, model, averages, opt, steps: int) -> Iterator[s
     scaler = getattr(opt, 'scaler', None)
     names = {'step', 'model', 'ema', 'optimizer'} | ({'scaler'} if scaler else set())
     faults = [f'{k} missing' for k in sorted(names - s.keys())]
-    faults += [f'{k} unexpected' for k in s if k not in names | {'about', 'settings'}]
+    faults += [f'{k} unexpected' for k in s if k not in names | {'about', 'settings', 'digest'}]
     faults += [f'{k}: a {type(s[k]).__name__} in place of a dict' for k in ('about', 'settings')
                if not isinstance(s.get(k, {}), Mapping)]
     yield from faults
@@ -172,7 +174,7 @@ def check_folder(folder,                        # of a run, or new
     if not path.exists() and not path.is_symlink(): return
     expect(path.is_dir(), str(path), 'a folder', 'a file', 'pass the name of a folder', error=NotADirectoryError)
     for name, cfg in settings.items():
-        if (path/name).exists(): check_settings(str(path/name), _read_settings(path/name), cfg)
+        if (path/name).exists(): check_settings(str(path/name), read_yaml(path/name), cfg)
     others = [p.name for p in sorted(path.iterdir()) if p.name[0] != '.' and p.suffix != '.yaml']
     expect((path/first).exists() or not others, str(path), f'a new folder, or that of a run, with {first}',
            f'no {first}, but {", ".join(others[:4])}', f'pass a new folder, or restore {first} from a copy')
@@ -180,11 +182,6 @@ def check_folder(folder,                        # of a run, or new
     expect(unused, str(path/'model.safetensors'), 'a state beside it, from which the run continues', 'weights alone',
            'the weights are kept: use them (learn.runs.load_run), continue from them in a new folder '
            '(learn.runs.continue_from, learn.train.restart), or train into another folder')
-
-def _read_settings(path: Path):
-    "Contents of a YAML file; what is wrong with it as text."
-    try: return OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as e: return f'{type(e).__name__}: {e}'                     # damaged bytes raise almost anything
 
 def remove_unused(path: Path):
     "Remove a folder that holds nothing but its lock: the run did not begin."

@@ -173,6 +173,7 @@ class Picture(Kind):
     def sane(self, x): assert x.ndim == 3 and x.shape[0] == 3 and x.isfinite().all() and 0 <= x.min() and x.max() <= 1
 
 class Weights(Kind):
+    checksum = True
     def seeds(self, folder):
         torch, save = _torch(), first('weights:save_weights')
         for i in range(2): save(folder/f'w{i}.safetensors', {n: torch.randn(8, 8) for n in 'abc'}, dict(kind='EMA', step='3'))
@@ -181,8 +182,8 @@ class Weights(Kind):
         torch, load = _torch(), first('weights:load_report')
         module = torch.nn.ParameterDict({n: torch.zeros(8, 8) for n in 'abc'})
         load(module, first('weights:read_tensors')(path), str(path))
-        return dict(module.state_dict()), first('weights:read_about')(path)
-    def sane(self, value): assert all(v.isfinite().all() and v.shape == (8, 8) for v in value[0].values())
+        about = first('weights:read_about')(path)
+        return dict(module.state_dict()), [about.get(k) for k in ('kind', 'step')]
 
 class State(Kind):
     "A training that is gone on with from a damaged state; its model has one layer."

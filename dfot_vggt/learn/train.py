@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core import Cfg, atomic_write, device, expect, folder_lock, half_is_fast, rng, seed_all
-from ..weights import LoadError, load_report, not_finite, read_about, read_tensors, save_weights
+from ..weights import LoadError, load_report, not_finite, read_about, read_tensors, save_weights, tensors_digest
 from ..run_folder import (
     RESTORE, bytes_needed, check_folder, check_settings, check_state, moments_of, remove_temporary, remove_unused,
     saved_step, space_for, states_of)
@@ -165,6 +165,7 @@ def save_state(folder: Path, step: int,                 # steps done
                       about={k: str(v) for k, v in about.items() if v is not None},
                       settings={name: cfg.to_dict() for name, cfg in (settings or {}).items()})
     if getattr(opt, 'scaler', None): everything['scaler'] = opt.scaler.state_dict()
+    everything['digest'] = tensors_digest(everything)
     broken = not_finite(everything['model']) + not_finite(ema.mean)
     expect(not broken, f'weights after step {step - 1}', 'finite numbers', f'NaN or infinity in {broken[:3]}',
            f'lower TrainCfg.lr; the last good state is that of step {saved_step(folder)} in {folder}/state',
