@@ -164,7 +164,9 @@ def check_settings(where: str,      # file, for the message
         if type(steps) is int and steps < now: del changes[name]
     old, new = ({k: pair[i] for k, pair in [*changes.items()][:8]} for i in (0, 1))
     more = f' ({len(changes)} fields differ)' if len(changes) > 8 else ''
-    expect(not changes, where, old, f'{new}{more}', 'only the number of steps may grow: train into another folder')
+    renamed = ', or rename in this file the fields that have another name by now' if None in new.values() else ''
+    expect(not changes, where, old, f'{new}{more}',
+           f'only the number of steps may grow: train into another folder{renamed}')
 
 # %% ../nbs/07_run_folder.ipynb #rf31
 def check_folder(folder,                        # of a run, or new
