@@ -1,5 +1,5 @@
 """3-D geometry (VGGT) for camera-controlled video diffusion (DFoT). What this package offers by name is loaded when it is first used."""
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 from importlib import import_module as _import_module
 
