@@ -321,8 +321,8 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a trained run with i
     record = dict(study=cfg.key(), recipe=cfg.run.key(), steps=cfg.run.train.steps, commit=commit(), seed=cfg.seed,
                   walks=walks.keys, results=results, baselines=scored.baselines, per_walk=by_walk)
     path = Path(to)/f'{cfg.run.name}_walks'
-    with atomic_write(path.with_name(f'{path.name}.json')) as tmp: tmp.write_text(json.dumps(record, indent=1))
-    with atomic_write(path.with_name(f'{path.name}.png')) as tmp: show_walk(videos, walks).save(tmp, 'PNG', optimize=True)
+    with atomic_write(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(record, indent=1))
+    with atomic_write(path.with_suffix('.png')) as tmp: show_walk(videos, walks).save(tmp, 'PNG', optimize=True)
     print(scored)
     return record
 
