@@ -46,7 +46,7 @@ class TrainCfg(Cfg):
     weight_decay: float = .01   # of AdamW, on every trained tensor
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the running average of the weights (0 to 1)
-    precision: str = 'no'       # of products: 'no' float32; 'bf16'; 'fp16' (scaled loss); 'auto': see `chosen_precision`
+    precision: str = 'no'       # of products: 'no' float32; 'bf16'; 'fp16' (scaled loss); 'auto': `chosen_precision`
     save_every: int = 500       # steps between checkpoints
     scale: tuple[tuple[str, float], ...] = ()    # (prefix of parameter names, factor of their lr); for a base below 1
 
