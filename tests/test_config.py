@@ -211,7 +211,7 @@ NONSENSE = [
     (TokenCfg(8, 8), dict(latent=(0,), tokens=(0,), width=(0,), heads=(0, 3), rounds=(0,), freqs=(0,))),
     (PointsCfg(), dict(size=(0,), features=(-1,), points=(0,), cell=(0.,), prior=(0.,), parallax=(-1.,))),
     (MemoryCfg(), dict(mid=(-1,), drop=(2.,), augment=(-1.,), blur=(0,), colour_noise=(-1.,))), (AlignCfg(8), dict(latent=(0,), layers=(0, 3), width=(0,), angular=(-1.,))),
-    (StudyCfg(), dict(walks=(1,), skip=(0,), context=(0, 8), steps=(0,)))]
+    (StudyCfg(), dict(walks=(1,), skip=(0,), context=(0, 8), steps=(0, 1001), run=(MINI,)))]
 
 @pytest.mark.parametrize('cfg,values', NONSENSE, ids=[type(c).__name__ for c, _ in NONSENSE])
 def test_R14_nonsense_is_refused_where_the_config_is_made(cfg, values):

@@ -68,7 +68,12 @@ class StudyCfg(Cfg):
     def __post_init__(self):
         super().__post_init__()
         self.check_ranges(skip='[1, inf)', context='[1, inf)', steps='[1, inf)')
-        t = self.run.model.frames
+        t, most = self.run.model.frames, self.run.diffusion.timesteps
+        injectors = [name for name in ('control', 'tokens', 'memory') if getattr(self.run, name) is not None]
+        expect(injectors, 'StudyCfg.run', 'a recipe with an injector', f'{self.run.name}, which has none',
+               'use e.g. tiny_control(), or add control=ControlCfg(...) to the recipe')
+        expect(self.steps <= most, 'StudyCfg.steps', f'at most the {most} timesteps of the diffusion', self.steps,
+               'use steps=10 or another small number')
         expect(self.context < t, 'StudyCfg.context', f'fewer than the {t} frames of a window', self.context,
                f'use context={t - 1} or less')
         expect(self.walks > 1, 'StudyCfg.walks', 'at least 2', self.walks,

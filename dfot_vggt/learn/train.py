@@ -49,20 +49,16 @@ class TrainCfg(Cfg):
     weight_decay: float = .01   # of AdamW, on every trained tensor
     clip: float = 1.            # largest norm of the gradient
     ema: float = .999           # decay of the running average of the weights (0 to 1)
-    # of matrix products: 'no' float32; 'bf16'; 'fp16' (the loss is scaled); 'auto': see `chosen_precision`
-    precision: str = 'no'
+    precision: str = 'no'       # of products: 'no' float32; 'bf16'; 'fp16' (scaled loss); 'auto': `chosen_precision`
     save_every: int = 500       # steps between checkpoints
-    # pairs (prefix of parameter names, factor of their lr); a trained base gets less than 1
-    scale: tuple[tuple[str, float], ...] = ()
+    scale: tuple[tuple[str, float], ...] = ()    # (prefix of parameter names, factor of their lr); for a base below 1
 
     def __post_init__(self):
         super().__post_init__()
         self.check_ranges(steps='[1, inf)', lr='(0, inf)', warmup='[0, inf)', decay='[0, 1]', betas='[0, 1)',
                           weight_decay='[0, inf)', clip='(0, inf)', ema='[0, 1)', save_every='[1, inf)')
         self.check_choices(precision=('no', 'bf16', 'fp16', 'auto'))
-        for prefix, factor in self.scale:
-            expect(factor >= 0, 'TrainCfg.scale', 'factors of at least 0', (prefix, factor),
-                   f'write ({prefix!r}, 0.1) for a tenth of the learning rate')
+        expect(all(f >= 0 for _, f in self.scale), 'TrainCfg.scale', 'factors from 0', self.scale, "e.g. ('base.', .1)")
 
 def lr_at(step: int,            # from 0
           cfg: TrainCfg) -> float:
