@@ -300,10 +300,8 @@ def chosen_precision(precision: str,           # 'no', 'bf16', 'fp16' or 'auto'
 
 # %% ../../nbs/learn/01_train.ipynb #40c0b1
 def _reset_accelerate():
-    """Clear accelerate's settings of this process, so that the next `Accelerator` may have another precision.
-
-    Only here a private attribute of accelerate is used: `AcceleratorState._reset_state`. Without it a second run in the
-    same process with another precision raises `ValueError`, and accelerate has no public function for it."""
+    """Clear accelerate's settings of this process: otherwise a second run with another precision raises `ValueError`.
+    The only private attribute of accelerate that is used; it has no public function for this."""
     AcceleratorState._reset_state()
 
 def _build_accelerator(cfg: TrainCfg) -> Accelerator:
