@@ -35,7 +35,7 @@ from ..denoiser.rollout import next_frames, rollout
 from ..denoiser.tasks import CONTEXT, TARGET
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.feature_cache import FeatureCache, free_space
-from ..inject.checks import check_no_leak, run_checks
+from ..inject.checks import CONTROLNET_CHECKS, INJECTOR_CHECKS, check_no_leak, run_checks
 from ..inject.injector import GeometryGuide, Injected, Probe
 from ..learn.ablate import mismatched_scene, per_walk
 from ..learn.config import RunCfg, WorldCfg
@@ -200,16 +200,18 @@ def model_sections(study: StudyCfg, net: Injected, cache: FeatureCache, walks: B
     "`(sections, checks)`: sections of the report on all parts, and `{name of a check: its complaints}`."
     run, base, diffusion = study.run, net.base, make_diffusion(study.run.diffusion)
     hits, misses = cache.hits, cache.misses
-    untrained = build_injector(run, base).to(walks.video.device)
+    name = next(name for name in ('control', 'tokens', 'memory') if getattr(run, name) is not None)
+    untrained = build_injector(run, base, name).to(walks.video.device)
+    fitting = CONTROLNET_CHECKS if name == 'control' else INJECTOR_CHECKS
     probe, video, observed = probe_of(base, diffusion, cache.get, walks)
     no_leak = check_no_leak(untrained, probe, cache.get, video, observed)
-    checks = {**run_checks(untrained, probe), 'check_no_leak': no_leak}
+    checks = {**run_checks(untrained, probe, fitting), 'check_no_leak': no_leak}
     plain, start, end = _traces(base, probe, untrained, net)
     rows = [dict(check=name, complaints='; '.join(c) or 'none') for name, c in checks.items()]
     return [
         *_base_sections(study, base, diffusion, walks, probe, video, plain),
         ('The injector before training',
-         'Complaints of the checks of a ControlNet, on this base, these features and these frames.', [table(rows)]),
+         f'Complaints of the checks of the injector {name!r}, on this base, these features and these frames.', [table(rows)]),
         ('Where control enters',
          'Relative change of each level by the control: at step 0, where it must be zero, and after training.',
          [trace_diff(plain, start), trace_diff(plain, end)]),

@@ -427,8 +427,8 @@ def _read_clip(path: Path, context, skip, size, to_model):
     "`(first frames as bytes, cameras, name)` of the clip <folder>/<split>/<key>."
     root, split, name = path.parent.parent, path.parent.name, path.name
     clips = Clips(root, split, 1, (1, 1), size)
-    expect(name in clips.lengths, str(path), f'a clip of {root}', 'none with this name',
-           f'pass e.g. {root/split/clips.keys[0]}')
+    got = 'one without a video' if name in clips.absent else 'none with this name'
+    expect(name in clips.lengths, str(path), f'a clip of {root}', got, f'pass e.g. {root/split/clips.keys[0]}')
     expect(0 <= context <= clips.lengths[name], 'context', f'a number of frames, at most the {clips.lengths[name]} '
            f'of {path}', context, 'pass e.g. 1')
     batch = clips.read(Window(name, tuple(range(0, clips.lengths[name], skip))))

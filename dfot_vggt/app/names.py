@@ -6,13 +6,13 @@
 __all__ = ['RECIPE_NAMES', 'MODEL_NAMES', 'GUIDANCE_NAMES', 'USER_ERRORS', 'check_name', 'ends_in_a_sentence']
 
 # %% ../../nbs/app/00_names.ipynb #60c003
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 
 # %% ../../nbs/app/00_names.ipynb #60c008
 # Keys of `learn.recipes.RECIPES`, in its order.
@@ -38,7 +38,7 @@ def check_name(what: str,                     # the argument, as the message cal
     """Raise `SystemExit` unless `name` is one of `names`, has the form of a path, or exists on this disk.
 
     The message lists the valid names and proposes the nearest one."""
-    if name in names or path and (re.search(path, name) or Path(name).exists()): return
+    if name in names or path and (re.search(path, name) or os.path.lexists(name)): return
     near = get_close_matches(name, names, 1)
     expected = ', '.join(names) + (f', or {called}' if path else '')
     way_out = f'did you mean {near[0]!r}?' if near else f'pass e.g. {names[0]!r}'
