@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from dfot_vggt.app import generate as app
 from dfot_vggt.app.rollout import dfot_rollout
 from dfot_vggt.core import golden
-from dfot_vggt.data.re10k import Layout, cover_crop, crop_cams, write_mp4, write_pose_table, write_poses
+from dfot_vggt.data.re10k import Layout, cover_crop, crop_cams, write_pose_table, write_poses
 from dfot_vggt.data.scenes import Room, walk
+from dfot_vggt.data.video import write_mp4
 
 POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n0 0 20 20 rectfill\nshowpage\n'
 

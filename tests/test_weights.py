@@ -111,7 +111,7 @@ def nudged(n, v): return v + 1e-3 if v.is_floating_point() and v.ndim > 1 else v
 def test_R12_every_file_of_weights_says_what_it_is(trained):
     about = {name: read_about(trained/'runs'/name/'model.safetensors') for name in ('base', 'control')}
     assert about['base'].items() >= dict(kind='EMA', step='1', name='base').items() and 'recipe' in about['base']
-    assert about['control'].keys() == {'kind', 'step', 'name', 'recipe', 'base', 'vggt', 'commit'}
+    assert about['control'].keys() == {'kind', 'step', 'name', 'recipe', 'base', 'vggt', 'commit', 'digest'}
     for name in ('tiny_base', 'tiny_control', 'tiny_tokens', 'tiny_memory', 'tiny_vggt'):
         shipped = read_about(asset(f'{name}.safetensors'))
         assert (shipped['kind'], shipped['name']) == ('EMA', name) and {'recipe', 'step'} <= shipped.keys()

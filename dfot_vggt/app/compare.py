@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -281,7 +281,7 @@ def _study(cfg: StudyCfg, folder: Path, root, walks: Batch, cache: FeatureCache)
     "Everything of `study` that needs its folder: training, sections, rollouts and files."
     t0 = time.time()
     print('2/5 injector')
-    net, log = train_run(cfg.run, folder/cfg.run.name, root, (Progress(cfg.run.name),), cache)
+    with closing(Progress(cfg.run.name)) as bar: net, log = train_run(cfg.run, folder/cfg.run.name, root, (bar,), cache)
     print('3/5 sections')
     sections, checks = model_sections(cfg, net, cache, walks, log)
     print('4/5 rollouts')
