@@ -281,7 +281,8 @@ def _study(cfg: StudyCfg, folder: Path, root, walks: Batch, cache: FeatureCache)
     "Everything of `study` that needs its folder: training, sections, rollouts and files."
     t0 = time.time()
     print('2/5 injector')
-    with closing(Progress(cfg.run.name)) as bar: net, log = train_run(cfg.run, folder/cfg.run.name, root, (bar,), cache)
+    with closing(Progress(cfg.run.name)) as bar:
+        net, log = train_run(cfg.run, folder/cfg.run.name, root, (bar,), cache)
     print('3/5 sections')
     sections, checks = model_sections(cfg, net, cache, walks, log)
     print('4/5 rollouts')
