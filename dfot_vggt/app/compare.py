@@ -211,7 +211,7 @@ def model_sections(study: StudyCfg, net: Injected, cache: FeatureCache, walks: B
     return [
         *_base_sections(study, base, diffusion, walks, probe, video, plain),
         ('The injector before training',
-         f'Complaints of the checks of the injector {name!r}, on this base, these features and these frames.', [table(rows)]),
+         f'Complaints of the checks of {name!r}, on this base, these features and these frames.', [table(rows)]),
         ('Where control enters',
          'Relative change of each level by the control: at step 0, where it must be zero, and after training.',
          [trace_diff(plain, start), trace_diff(plain, end)]),
