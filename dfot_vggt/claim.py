@@ -59,7 +59,7 @@ PATIENCE = 1800    # seconds since a claim was last renewed after which its proc
 
 @dataclass(frozen=True)
 class Claim:
-    "What the file of a claim says."
+    "Contents of the file of a claim."
     host: str
     pid: int
     start: str      # of the process, from `process_start`; '' in a claim of an older version

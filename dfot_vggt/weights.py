@@ -174,7 +174,7 @@ def _sort_header_(path):
         if len(text) <= size: f.write(text.ljust(size))
 
 def read_about(path) -> dict[str, str]:
-    """What a file of weights says about itself; {} if it says nothing. Of a safetensors file only the header is read.
+    """What a file of weights is, from its header; {} without one. Of a safetensors file only the header is read.
     A torch file may have an entry `about`, as the states of this package."""
     path = Path(path)
     if path.suffix != '.safetensors' and path.is_file():
@@ -189,7 +189,7 @@ def read_about(path) -> dict[str, str]:
 def check_about(path,
                 expected: Mapping,              # key -> value; None: not compared
                 mismatch_ok: tuple = ()):       # keys that may differ
-    "Raise `LoadError` if a file of weights says that it is something else. What it does not say is not compared."
+    "Raise `LoadError` if the header of a file of weights differs from `expected` in an entry that it has."
     about = read_about(path)
     wrong = [k for k, v in expected.items() if v is not None and k in about and about[k] != str(v)]
     wrong = [k for k in wrong if k not in mismatch_ok]
@@ -458,7 +458,7 @@ def load_checkpoint(module: nn.Module,           # receives the weights; on the 
                     source, inert: tuple = (), skip: tuple = (), select: Callable = unwrap,    # as of `read_checkpoint`
                     missing_ok: tuple = (), unexpected_ok: tuple = ()                          # as of `load_report`
                     ) -> LoadReport:
-    """Load a checkpoint in any common form, strictly; the report says how the tensors were found. Raises what
+    """Load a checkpoint in any common form, strictly; the report records how the tensors were found. Raises what
     `read_checkpoint` and `load_report` raise, and then leaves the module as it was."""
     def read(): return read_checkpoint(source, inert, skip, module, select)
     state, steps = read()

@@ -323,11 +323,11 @@ def _save_chunk(folder, frames, state) -> tuple:
 # %% ../../nbs/app/03_generate.ipynb #53c013
 def load_model(source: str,            # folder of a run, name of shipped weights, or a source of `load_dfot`
                window_frames: int = 0, # frames of the network's window; 0: as in its config
-               mismatch_ok: tuple = () # what the weights may say otherwise: 'kind', 'name', 'recipe', 'base', 'vggt'
+               mismatch_ok: tuple = () # entries of the header that may differ: 'kind', 'name', 'recipe', 'base', 'vggt'
               ) -> tuple[UViT3DPose, Diffusion, GeometryGuide | None]:
     """`(denoiser in eval mode, its diffusion, guide)`. The guide is the argument `geometry` of a rollout for a model
     with injectors, otherwise None. Raises `ValueError` for the folder of a run that trains no denoiser, `LoadError` for
-    weights that say that they belong to another run, base or geometry model."""
+    weights of another run, base or geometry model, by the header of their file."""
     expect(source.strip(), 'source', 'the name of a model', repr(source), "pass e.g. 'tiny_base'")
     valid = isinstance(window_frames, int) and (window_frames == 0 or window_frames > 1)
     expect(valid, 'window_frames', '2 or more frames, or 0 for those of the config', repr(window_frames), 'pass e.g. 8')

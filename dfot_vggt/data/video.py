@@ -46,7 +46,7 @@ def _open(path):
 
 # %% ../../nbs/data/02_video.ipynb #02v016
 class _Packet(NamedTuple):
-    "What the container says about one packet, and the types of the units in a key packet of H.264 or H.265."
+    "The container's data on one packet, and the types of the units in a key packet of H.264 or H.265."
     pts: int | None      # time at which the frame is shown, in units of the track
     dts: int | None      # time at which it is decoded
     key: bool

@@ -75,7 +75,7 @@ def load_dfot(source='kiwhansong/DFoT',  # path of a file or folder, or Hub repo
               inert: tuple = ()  # further classes to replace by empty records, by full name
               ) -> CachedUViT3DPose:
     """The denoiser with the weights of a DFoT checkpoint of any form; float32, in eval mode; no code of the file runs.
-    Its attribute `load_report` says how the tensors were found (`weights.LoadReport`).
+    Its attribute `load_report` is a `weights.LoadReport`: how the tensors were found.
 
     The tensors are mapped from the file, so the file must not be overwritten while the model is in use.
     `ValueError` for a file that cannot be read, `LoadError` (a `ValueError`) if a name or shape does not fit `cfg`."""

@@ -81,7 +81,7 @@ def stored(vggt: VGGTCfg, layers: tuple, cfg: CacheCfg) -> dict:
     return tokens | lifted if cfg.depth else tokens
 
 def check_reduction(cfg: CacheCfg, vggt: VGGTCfg, layers: tuple):
-    "Raise `ValueError` if `cfg` asks for more cells or more channels than these layers of VGGT have."
+    "Raise `ValueError` if `cfg` has more cells or more channels than these layers of VGGT."
     width = 2*vggt.dim*len(layers)
     expect(cfg.grid <= vggt.grid, 'CacheCfg.grid', f'at most the {vggt.grid} cells of VGGT', cfg.grid,
            'pass grid=0 and resample after reading with regrid')

@@ -79,7 +79,7 @@ def read_photographs(paths: Sequence,        # image files that `open_image` can
                      patch: int = 14         # height and width are multiples of it
                     ) -> Photographs:
     """Photographs on frames for VGGT: resized, cropped or padded; different shapes are padded with white to the
-    largest. The record says which pixels are border, and leads back to the files."""
+    largest. The record holds which pixels are border, and the way back to the files."""
     expect(mode in ('crop', 'pad'), 'mode', "'crop' or 'pad'", repr(mode), "use mode='pad' to keep the whole image")
     expect(size > 0 and size % patch == 0, 'size', f'a multiple of {patch}', size, 'use the img_size of the model')
     expect(len(paths), 'paths', 'at least one path', 'none', 'check that the pattern matches files')

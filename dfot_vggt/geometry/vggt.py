@@ -162,7 +162,7 @@ def load_vggt(source='facebook/VGGT-1B',                # path, or Hub repositor
               file: str = 'model.safetensors'           # file in the repository
               ) -> VGGT:                                # frozen, in eval mode
     """A VGGT with the weights of a checkpoint in any common form; no code in the file can run. Its attribute
-    `load_report` says how the tensors were found (`weights.LoadReport`).
+    `load_report` is a `weights.LoadReport`: how the tensors were found.
 
     Raises `FileNotFoundError`, `ValueError` for a damaged file, `LoadError` for tensors that do not fit `cfg`."""
     path = checkpoint_file(source, file)

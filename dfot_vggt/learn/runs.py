@@ -174,8 +174,8 @@ def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights ar
              mismatch_ok: tuple = (),      # of 'name', 'recipe', 'base', 'vggt', 'kind': what may differ
              vggt: VGGT | None = None      # geometry model of `run`, if it is loaded already
              ) -> nn.Module:
-    """`model` with the averaged weights of a run, in eval mode. `LoadError` names the tensors that do not fit, or what
-    the file says about itself that differs from `run`."""
+    """`model` with the averaged weights of a run, in eval mode. `LoadError` names the tensors that do not fit, or the
+    entries of the file's header that differ from `run`."""
     path = weights_file(path)
     expected = _expected(read_about(path), run, model, vggt)
     check_about(path, expected, mismatch_ok)
@@ -184,7 +184,7 @@ def load_run(model: nn.Module,       # of `build_trainable(run)`; its weights ar
     return model.eval()
 
 def _expected(about: dict, run, model, vggt) -> dict:
-    "What weights of `run` must say about themselves. The geometry model is loaded only if the file has its hash."
+    "Required entries in the header of weights of `run`. The geometry model is loaded only if the file has its hash."
     expected = dict(kind='EMA')
     if run is None: return expected
     expected |= dict(name=run.name, recipe=recipe_hash(run))
@@ -217,7 +217,7 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
 def export_weights(folder,         # of the run
                    name: str,      # of the files, without ending
                    to):            # folder of the files
-    """Write `<name>.safetensors` (parameters float16, buffers float32; the header says what they are, as that of the
+    """Write `<name>.safetensors` (parameters float16, buffers float32; the header records what they are, as that of the
     run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps; earlier lines are
     kept). `ValueError` if float16 overflows, `LoadError` if the weights are not those of the recipe beside them."""
     folder, to = Path(folder), Path(to)

@@ -178,7 +178,7 @@ def _remove_older_states(folder: Path, step: int):
         if done < step: path.unlink()
 
 def _write_averaged(folder: Path, step: int, averaged: dict[str, Tensor], about: dict):
-    "Write `model.safetensors`, unless it holds exactly these weights and says so."
+    "Write `model.safetensors`, unless it holds exactly these weights and this header."
     path, about = folder/'model.safetensors', dict(about, kind='EMA', step=step)
     if not _holds(path, averaged, about):
         with space_for(path, bytes_needed(averaged)): save_weights(path, averaged, about)
