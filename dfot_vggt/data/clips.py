@@ -163,8 +163,8 @@ class Clips(Dataset):
         return self.augmented(self.keys[i], [start + skip*k for k in range(self.n_frames)], draw)
 
     def read_or_replace(self, j: int) -> Batch:
-        """Return item `j`, or a window of another clip if its files cannot be read; `faults` holds the reasons. Which window
-        takes its place is a function of `j`. `ValueError` at more clips than `most_broken`."""
+        """Return item `j`, or a window of another clip if its files cannot be read; `faults` holds the reasons.
+        Which window takes its place is a function of `j`. `ValueError` at more clips than `most_broken`."""
         epoch, g, faults, item = j//len(self), rng(self.seed, 'replace', j), {}, j
         while True:
             window = self.window(item)
