@@ -52,7 +52,7 @@ def check_state(s,                                       # contents of the file
     """Raise `LoadError`, which lists the faults, unless everything in a state fits, all its numbers are finite, and its
     tensors have the checksum that it holds (states of older versions hold none)."""
     faults = [*_state_faults(s, Path(path), model, averages, opt, steps)]
-    if not faults and s.get('digest', tensors_digest(s)) != tensors_digest(s):
+    if not faults and 'digest' in s and s['digest'] != tensors_digest(s):
         faults = ['other numbers than its checksum says']
     more = f', ... ({len(faults)} faults)' if len(faults) > 5 else ''
     expect(not faults, str(path), f'a complete state of this run, of {steps} steps at most',

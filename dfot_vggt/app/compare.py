@@ -358,8 +358,8 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a trained run with i
            ) -> dict:                          # the record
     """Roll out a run, its base, and the run with mismatched geometry on held-out walks. Writes the numbers to
     `<name>_walks.json` and frames of the first walk to `<name>_walks.png`; `FileExistsError` for those of another."""
-    path = Path(to)/f'{cfg.run.name}_walks'
-    _check_record(cfg, path.with_suffix('.json'))
+    path, picture = (Path(to)/f'{cfg.run.name}_walks{suffix}' for suffix in ('.json', '.png'))
+    _check_record(cfg, path)
     walks = closed_walks(cfg.run.world.folder(root), cfg.walks, cfg.skip, cfg.run.model.size, beyond).to(device())
     net = load_run(build_trainable(cfg.run).to(device()), folder, cfg.run)
     videos = compare_models(cfg, net, online_features(cfg.run), walks, progress=True)
@@ -373,8 +373,8 @@ def compare(cfg: StudyCfg,                     # `cfg.run`: a trained run with i
     scored = scores(results, once, context=1)
     record = dict(study=cfg.key(), recipe=cfg.run.key(), steps=cfg.run.train.steps, commit=commit(), seed=cfg.seed,
                   walks=walks.keys, results=results, baselines=scored.baselines, per_walk=by_walk)
-    save_text(path.with_suffix('.json'), json.dumps(record, indent=1))
-    with atomic_write(path.with_suffix('.png')) as tmp: show_walk(videos, walks).save(tmp, 'PNG', optimize=True)
+    save_text(path, json.dumps(record, indent=1))
+    with atomic_write(picture) as tmp: show_walk(videos, walks).save(tmp, 'PNG', optimize=True)
     print(scored)
     return record
 

@@ -26,7 +26,7 @@ from .vggt import VGGT, VGGTCfg
 # %% ../../nbs/geometry/06_features.ipynb #31c012
 def observed_frames(mask: Bool[Tensor, 'b t'] | Int[Tensor, 'b t']   # bool, or the frame mask of `denoiser.tasks`
                    ) -> Bool[Tensor, 'b t']:
-    """True for frames that the geometry model may see. A boolean mask is returned as it is; of a frame mask (-1
+    """True for frames that the geometry model may read. A boolean mask is returned as it is; of a frame mask (-1
     padding, 0 target, 1 ground-truth context, 2 generated context) context frames are True."""
     return mask if mask.dtype == torch.bool else mask > 0
 
@@ -125,7 +125,7 @@ def source(vggt: VGGT, layers: tuple) -> str:
 # %% ../../nbs/geometry/06_features.ipynb #31c027
 @torch.no_grad()
 def run_vggt(vggt: VGGT, frames: Float[Tensor, 'b s c h w'], layers: tuple, depth: bool = False) -> tuple:
-    """`(latents b s d h w, camera b s d)` of clips of which VGGT may see every frame (RGB in [0,1]); with `depth` also
+    """`(latents b s d h w, camera b s d)` of clips of which VGGT may read every frame (RGB in [0,1]); with `depth` also
     `(depth, poses, images)`. Fields as in `Geometry`. Raises `ValueError` if `depth` is True and VGGT lacks a camera
     head or a depth head."""
     missing = [n for n in ('camera_head', 'depth_head') if depth and getattr(vggt, n, None) is None]

@@ -25,7 +25,7 @@ from .photographs import Photographs
 def abs_rel(depth: Float[Tensor, '*b s h w'],     # predicted, in any unit
             truth: Float[Tensor, '*b s h w'],     # true depth; 0 where it is unknown
            ) -> Float[Tensor, '*b']:              # 0.1: an error of 10 % on average
-    """Mean relative depth error (AbsRel) of each clip over the pixels whose true depth is known. The prediction is
+    """Mean relative depth error (AbsRel) of each clip over the pixels that have a true depth. The prediction is
     first multiplied by one factor per clip, median(truth)/median(depth). Raises `ValueError` if a clip has no such
     pixel or a prediction there is not > 0."""
     valid = truth > 0
