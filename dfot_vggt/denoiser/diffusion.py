@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PREDICTION_TYPES', 'LOSS_WEIGHTS', 'cosine_logsnr', 'interpolated_logsnr', 'iddpm_logsnr',
-           'noise_schedule', 'rescale_zero_terminal', 'PredictionType', 'fused_logsnr', 'DiffusionCfg', 'DiscreteCfg',
-           'Diffusion', 'ContinuousDiffusion', 'DiscreteDiffusion', 'make_diffusion', 'Step']
+           'linear_logsnr', 'noise_schedule', 'rescale_zero_terminal', 'PredictionType', 'fused_logsnr', 'DiffusionCfg',
+           'DiscreteCfg', 'Diffusion', 'ContinuousDiffusion', 'DiscreteDiffusion', 'make_diffusion', 'Step']
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c032
 import math
@@ -41,10 +41,18 @@ def iddpm_logsnr(t: Tensor, timesteps: int, s: float = .008) -> Tensor:
     cos2 = lambda u: torch.cos((u + s)/(1 + s)*math.pi/2)**2
     return torch.logit(cos2(t + (1 - t)/timesteps)/cos2(torch.zeros_like(t)))
 
+def linear_logsnr(t: Tensor, timesteps: int, first: float = 1e-4, last: float = .02) -> Tensor:
+    """logSNR of the schedule of DDPM (Ho et al., 2020): the variances beta rise linearly from `first` to `last`.
+
+    t in [0, 1] is rounded to the nearest of `timesteps` steps."""
+    abar = (1 - torch.linspace(first, last, timesteps, dtype=torch.float64, device=t.device)).cumprod(0)
+    return torch.logit(abar)[(t*(timesteps - 1)).round().long()].to(t.dtype)
+
 # Noise schedules by name (the names that a config may use): (time t, cfg) -> logSNR.
 SCHEDULES = dict(shifted=lambda t, cfg: cosine_logsnr(t, cfg.shift),
                  interpolated=lambda t, cfg: interpolated_logsnr(t, cfg.shift),
-                 cosine=lambda t, cfg: iddpm_logsnr(t, cfg.timesteps))
+                 cosine=lambda t, cfg: iddpm_logsnr(t, cfg.timesteps),
+                 linear=lambda t, cfg: linear_logsnr(t, cfg.timesteps))
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c086
 def noise_schedule(logsnr: Float[Tensor, 'k'],      # of every timestep k, decreasing, float64
