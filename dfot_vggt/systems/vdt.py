@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VDTCfg', 'sincos', 'patch_positions', 'frame_positions', 'SelfAttention', 'MLP', 'modulate', 'VDTBlock',
-           'linear_gelu', 'FastVDTBlock', 'VDT', 'golden_vdt_weights']
+           'linear_gelu', 'FastVDTBlock', 'VDT', 'golden_vdt_weights', 'vdt_tables', 'shown_fields', 'check_vdt_state',
+           'load_vdt']
 
 # %% ../../nbs/systems/00_vdt.ipynb #vd05
 import math
@@ -272,3 +273,97 @@ def golden_vdt_weights(model: VDT) -> VDT:
         else: value = 1 + .1*noise if name.endswith('weight') else .1*noise
         with torch.no_grad(): p.copy_(value)
     return model
+
+# %% ../../nbs/systems/00_vdt.ipynb #vd71
+def vdt_tables(cfg: VDTCfg,
+               state: Mapping,              # tensors of a checkpoint by name
+               source: str = 'checkpoint'   # name of the file, for messages
+               ) -> tuple[dict, tuple]:
+    """`(pos_embed and time_embed for the grid and window of cfg by name, what was done: a sentence per step)`.
+
+    A table that the checkpoint lacks is computed. One that cannot be fitted is returned as it is."""
+    patches, frames = patch_positions(cfg.side, cfg.width), frame_positions(cfg.frames, cfg.width)
+    computed = dict(pos_embed=patches, time_embed=frames)
+    tables = {n: state.get(n, fixed) for n, fixed in computed.items()}
+    steps = [f'computed {n}, which the file does not hold' for n in computed if n not in state]
+    def fits(x): return torch.is_tensor(x) and x.is_floating_point() and x.ndim == 3 and x.shape[::2] == (1, cfg.width)
+    place, time = tables.values()
+    side = math.isqrt(place.shape[1]) if fits(place) else 0
+    if side and side**2 == place.shape[1] and side != cfg.side:
+        grid = place.float().unflatten(1, (side, side)).movedim(-1, 1)
+        resized = F.interpolate(grid, size=(cfg.side, cfg.side), mode='bicubic', align_corners=False)
+        tables['pos_embed'] = resized.flatten(2).mT.contiguous()
+        steps.append(f'resized pos_embed from {side} x {side} to {cfg.side} x {cfg.side} patches (bicubic)')
+    if fits(time) and time.shape[1] != cfg.frames:
+        n = min(time.shape[1], cfg.frames)
+        same = n < cfg.frames and torch.allclose(time[:, :n].float(), frames[:, :n], atol=.01)
+        expect(n == cfg.frames or same, f'{source}: time_embed', 'sines and cosines of the numbers of the frames',
+               'other numbers, which nothing continues', f'use cfg.replace(frames={n})', LoadError)
+        tables['time_embed'] = torch.cat([time[:, :n].float(), frames[:, n:]], 1)
+        steps.append(f'{"cut" if n == cfg.frames else "continued"} time_embed from {time.shape[1]} to {cfg.frames} frames')
+    return tables, tuple(steps)
+
+# %% ../../nbs/systems/00_vdt.ipynb #vd76
+def _shape(state, name, axes) -> tuple | None:
+    "Shape of a tensor of a checkpoint; None if there is none of this name with this number of axes."
+    shape = getattr(state.get(name), 'shape', ())
+    return tuple(shape) if len(shape) == axes else None
+
+def shown_fields(state: Mapping) -> dict:
+    "Fields of a `VDTCfg` that the shapes of a VDT's tensors show: width, channels, patch, classes, depth."
+    proj, classes = _shape(state, 'x_embedder.proj.weight', 4), _shape(state, 'y_embedder.embedding_table.weight', 2)
+    fields = dict(zip(('width', 'channels', 'patch'), proj)) if proj else {}
+    if classes: fields['classes'] = classes[0] - 1
+    blocks = {n.split('.')[1] for n in state if n.startswith('blocks.')}
+    return fields | dict(depth=1 + max((int(i) for i in blocks if i.isdecimal()), default=-1))
+
+def check_vdt_state(cfg: VDTCfg,
+                    state: Mapping,              # tensors of a checkpoint by name
+                    source: str = 'checkpoint'): # name of the file, for messages
+    "Raise one `LoadError` if the tensors are those of another network than a `VDT`, or of another config than `cfg`."
+    first = ', '.join(list(map(str, state))[:3]) or 'nothing'
+    is_dit = _shape(state, 'x_embedder.proj.weight', 4) and any(n.startswith('blocks.') for n in state)
+    expect(is_dit, source, 'the tensors of a VDT (x_embedder, blocks, final_layer, ...)', f'{len(state)} names: {first}',
+           'pass a checkpoint of VDT, or of a run of a recipe such as vdt_tiny', LoadError)
+    expect(any('.temporal_' in n for n in state), source, 'blocks with attention over frames (temporal_attn)',
+           'a DiT, which denoises single images', 'pass a checkpoint of VDT', LoadError)
+    fields = shown_fields(state)
+    other = {n: v for n, v in fields.items() if v != getattr(cfg, n)}
+    heads = {preset.width: preset.heads for preset in (VDTCfg.large(), VDTCfg.small(), VDTCfg.tiny())}
+    changes = other | ({'heads': heads[other['width']]} if other.get('width') in heads else {})
+    def words(values): return ', '.join(f'{n}={v}' for n, v in values.items())
+    also = ' and the number of heads that it was trained with' if 'width' in other and 'heads' not in changes else ''
+    expect(not other, source, f'a VDT with {words({n: getattr(cfg, n) for n in other})}', words(other),
+           f'use cfg.replace({words(changes)}){also}', LoadError)
+    rows, outputs = _shape(state, 'final_layer.linear.weight', 2), cfg.patch**2*2*cfg.channels
+    expect(not rows or rows[0] != outputs//2, source, f'a last layer with {outputs} outputs, noise and variance',
+           f'{outputs//2}, the noise alone', 'pass a checkpoint that was trained with a learned variance', LoadError)
+
+# %% ../../nbs/systems/00_vdt.ipynb #vd79
+def _vdt_state(cfg, file, source, module) -> tuple[dict, tuple]:
+    "`(tensors for a VDT of cfg by name, what was done to find them)` of a checkpoint in any form."
+    state, steps = unwrap(file, source, module)
+    names = [n for n in state if n.startswith('module.')]
+    if names and not {n.removeprefix('module.') for n in names} & state.keys():
+        state = {n.removeprefix('module.'): x for n, x in state.items()}
+        steps = *steps, f'removed module. from {len(names)} names'
+    check_vdt_state(cfg, state, source)
+    beside = {'pos_embed': file['pos_embed']} if torch.is_tensor(file.get('pos_embed')) else {}
+    tables, fitted = vdt_tables(cfg, beside | state, source)
+    return state | tables, steps + fitted
+
+def load_vdt(source,                           # path of a file or folder, or Hub repository 'owner/name'
+             cfg: VDTCfg = VDTCfg.large(),     # architecture; the grid (size/patch) and `frames` are free
+             file: str = 'model.safetensors',  # the file's path in the repository or folder
+             inert: tuple = ()                 # further classes to replace by empty records, by full name
+             ) -> VDT:
+    """VDT with the weights of a checkpoint: of the official code, of VDT-unofficial, or of a run of this package.
+    Float32, in eval mode; no code of the file runs. Its attribute `load_report` is a `weights.LoadReport`.
+
+    Averaged weights (EMA) are taken if the file has them. The number of heads is not in a file: `cfg.heads` must be
+    right. The tensors are mapped from the file, so the file must not be overwritten while the model is in use.
+    `ValueError` for a file that cannot be read, `LoadError` (a `ValueError`) if a name or shape does not fit `cfg`."""
+    path = checkpoint_file(source, file)
+    with torch.device('meta'): model = VDT(cfg)
+    model.load_report = load_checkpoint(model, path, inert, select=partial(_vdt_state, cfg))
+    return model.float().eval()
