@@ -300,7 +300,8 @@ def vdt_tables(cfg: VDTCfg,
         expect(n == cfg.frames or same, f'{source}: time_embed', 'sines and cosines of the numbers of the frames',
                'other numbers, which nothing continues', f'use cfg.replace(frames={n})', LoadError)
         tables['time_embed'] = torch.cat([time[:, :n].float(), frames[:, n:]], 1)
-        steps.append(f'{"cut" if n == cfg.frames else "continued"} time_embed from {time.shape[1]} to {cfg.frames} frames')
+        done = 'cut' if n == cfg.frames else 'continued'
+        steps.append(f'{done} time_embed from {time.shape[1]} to {cfg.frames} frames')
     return tables, tuple(steps)
 
 # %% ../../nbs/systems/00_vdt.ipynb #vd76
@@ -323,8 +324,8 @@ def check_vdt_state(cfg: VDTCfg,
     "Raise one `LoadError` if the tensors are those of another network than a `VDT`, or of another config than `cfg`."
     first = ', '.join(list(map(str, state))[:3]) or 'nothing'
     is_dit = _shape(state, 'x_embedder.proj.weight', 4) and any(n.startswith('blocks.') for n in state)
-    expect(is_dit, source, 'the tensors of a VDT (x_embedder, blocks, final_layer, ...)', f'{len(state)} names: {first}',
-           'pass a checkpoint of VDT, or of a run of a recipe such as vdt_tiny', LoadError)
+    expect(is_dit, source, 'the tensors of a VDT (x_embedder, blocks, final_layer, ...)',
+           f'{len(state)} names: {first}', 'pass a checkpoint of VDT, or of a run of vdt_tiny', LoadError)
     expect(any('.temporal_' in n for n in state), source, 'blocks with attention over frames (temporal_attn)',
            'a DiT, which denoises single images', 'pass a checkpoint of VDT', LoadError)
     fields = shown_fields(state)
