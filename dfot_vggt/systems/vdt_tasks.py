@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ..core import asset, build, expect
 from ..data.scenes import Room, colours, walk
+from ..denoiser.diffusion import DiscreteCfg
 from ..denoiser.sampling import Denoised, check_range, frame_noise
 from ..denoiser.tasks import CONTEXT, TARGET
 from ..learn.config import WorldCfg
 from ..learn.runs import load_run
 from ..show import Picture, picture, show_clip
 from .vdt import VDT
-from .vdt_diffusion import sample_vdt
+from .vdt_diffusion import VDT_DIFFUSION, sample_vdt
 from .vdt_masks import TASKS, task_mask
 from .vdt_run import VDTRunCfg, per_pixel
 
@@ -43,14 +44,16 @@ def vdt_files(weights: str | Path = '') -> tuple[Path, Path]:
            error=FileNotFoundError)
     return recipe, path
 
-def load_vdt_run(weights: str | Path = '') -> tuple[VDTRunCfg, VDT]:       # see `vdt_files`
+def load_vdt_run(weights: str | Path = '',      # see `vdt_files`
+                 mismatch_ok: tuple = ()        # as of `load_run`
+                 ) -> tuple[VDTRunCfg, VDT]:
     """`(recipe, network with the averaged weights, in eval mode)`. `ValueError` for a recipe of another kind, `LoadError`
     for weights of another recipe, depth or width."""
     recipe, path = vdt_files(weights)
     run = build(recipe)
     expect(isinstance(run, VDTRunCfg), str(recipe), 'the recipe of a VDT', type(run).__name__,
            "pass the folder of a run of e.g. vdt_tiny, or '' for the weights of the package")
-    return run, load_run(run.build(), path, run)
+    return run, load_run(run.build(), path, run, mismatch_ok)
 
 # %% ../../nbs/systems/05_vdt_tasks.ipynb #vt18
 def heldout_clip(frames: int = 8,     # t
@@ -97,47 +100,46 @@ class Codec(NamedTuple):
 
 PIXELS = Codec(lambda video: 2*video - 1, lambda x: (x + 1)/2, 1.)     # of a network on RGB: [-1, 1]
 
-def _check_clip(model: VDT, clip: Tensor, tasks: Sequence[str]):
-    "Raise `ValueError` for a clip, tasks or a model that cannot be sampled."
+def _check_clip(clip: Tensor, tasks: Sequence[str]):
+    "Raise `ValueError` for a clip that is no RGB video in [0, 1], and without a task."
     shape = tuple(clip.shape)
     expect(clip.ndim == 4 and shape[1] == 3, f'clip {shape}', "'t 3 h w'", shape, 'pass one clip, channels second')
     expect(shape[0] > 1, 'clip', '2 or more frames (t)', shape[0], 'pass a longer clip')
     check_range(f'clip {shape}', *map(float, clip.aminmax()))
-    expect(not model.training, type(model).__name__, 'a model in eval mode', 'training mode, with dropout of the class',
-           'call model.eval() before')
     expect(len(tasks), 'tasks', f'at least one of {", ".join(TASKS)}', 'none', "pass e.g. ('predict',)")
 
 def sample_tasks(model: VDT,                             # in eval mode
                  clip: Float[Tensor, 't 3 h w'],         # RGB in [0, 1]; only context positions are read
                  tasks: Sequence[str] = TASKS,
-                 context: int | None = None,             # of the masks, as of `task_mask`
+                 context: int | None = None,             # of `task_mask`; unconditional among other tasks ignores it
                  samples: int = 1,                       # of each task
                  steps: int = 16,                        # denoising steps
                  seed: int = 0,                          # of the noise and of the random masks
                  batch: int = 8,                         # clips that the network denoises together
                  codec: Codec = PIXELS,
+                 diffusion: DiscreteCfg = VDT_DIFFUSION,     # of the training of the model
                  on_step: Callable | None = None         # called with a `Denoised` after every step
                  ) -> list[TaskSample]:
     """Samples of some tasks on one clip, those of a task together. Sample number i of a task depends on the clip, the
     task, `context`, `seed`, `steps` and i alone. `ValueError` for arguments that do not fit."""
-    _check_clip(model, clip, tasks)
+    _check_clip(clip, tasks)
     for name, value in dict(samples=samples, batch=batch).items():
         expect(value >= 1, name, '1 or more', value, f'pass {name}=1')
     t, cfg = len(clip), model.cfg
-    masks = {task: task_mask(task, t, cfg.size//cfg.patch, context, seed) for task in tasks}
+    def mask_of(task):
+        ignored = task == 'unconditional' and len(tasks) > 1
+        return task_mask(task, t, cfg.size//cfg.patch, None if ignored else context, seed)
+    masks = {task: mask_of(task) for task in tasks}
     todo = [(task, i) for task in masks for i in range(samples)]
     parts = [todo[i:i + batch] for i in range(0, len(todo), batch)]
     where = next(model.parameters()).device
     frames, results = codec.encode(clip[None].to(where)), []
-    fits = tuple(frames.shape[2:]) == (cfg.channels, cfg.size, cfg.size)
-    expect(fits, f'clip {tuple(clip.shape)}', f'{cfg.channels} x {cfg.size} x {cfg.size} (c h w), as the network reads',
-           ' x '.join(map(str, frames.shape[2:])), f'crop and resize it to {cfg.size} x {cfg.size} pixels')
     for n, part in enumerate(parts):
         noise = frame_noise(seed, [f'sample {i}' for _, i in part], range(t), frames.shape[2:])
         mask = torch.stack([masks[task] for task, _ in part])
         def counted(done): on_step(done._replace(step=n*done.of + done.step, of=len(parts)*done.of))
         x = sample_vdt(model, frames.expand(len(part), -1, -1, -1, -1), mask, noise, steps, codec.limit,
-                       on_step and counted)
+                       on_step and counted, diffusion=diffusion)
         decoded = codec.decode(x).clamp(0, 1).to(clip)
         results += [_composed(*name, masks[name[0]], clip, video) for name, video in zip(part, decoded)]
     return results
