@@ -20,7 +20,8 @@ from torch import Tensor
 from ..core import expect
 from ..denoiser.diffusion import DiscreteCfg, DiscreteDiffusion, noise_schedule
 from ..denoiser.sampling import Denoised, check_model
-from ..denoiser.tasks import CONTEXT, TARGET
+from ..denoiser.tasks import TARGET
+from .vdt_masks import check_mask
 
 # %% ../../nbs/systems/02_vdt_diffusion.ipynb #ve11
 # Diffusion of VDT: 1,000 timesteps, beta rises from 0.0001 to 0.02, and the network predicts the noise.
@@ -110,32 +111,18 @@ def _log_likelihood(x, mean, log_scale):
     return p.clamp(min=1e-12).log()
 
 # %% ../../nbs/systems/02_vdt_diffusion.ipynb #ve41
-def target_positions(mask,       # expected: integers 'b t' or 'b t h w'; 0 target, 1 or 2 context
+def target_positions(mask,       # expected: integers 'b t' or 'b t h w'; 0 target, 1 context
                      frames      # expected: 'b t c h w'; the cells of the mask divide its pixels
                      ) -> Bool[Tensor, 'b t 1 h w']:
-    """True where `frames` are to be generated, for every pixel.
-
-    `ValueError` if the mask does not fit the frames, holds other numbers, or leaves nothing to generate in a clip."""
-    for name, x in dict(mask=mask, frames=frames).items():
-        expect(isinstance(x, Tensor), name, 'a tensor', type(x).__name__, 'pass torch.as_tensor(...)')
-    expect(frames.ndim == 5 and frames.numel(), 'frames', "'b t c h w', not empty", tuple(frames.shape),
+    "True where `frames` are to be generated, for every pixel. `ValueError` for a mask as of `check_mask`."
+    tensor = isinstance(frames, Tensor)
+    expect(tensor and frames.ndim == 5 and frames.numel(), 'frames', "a tensor 'b t c h w', not empty",
+           tuple(frames.shape) if tensor else type(frames).__name__,
            'use frames[None] for one clip, frames.movedim(-1, 2) for channels last')
-    (b, t, _, *size), what = frames.shape, f'mask {tuple(mask.shape)}'
-    expect(mask.dtype != torch.bool and not (mask.is_floating_point() or mask.is_complex()), what,
-           f'integers: {TARGET} target, {CONTEXT} context', mask.dtype, 'use torch.where(is_context, 1, 0)')
-    expect(mask.ndim in (2, 4) and mask.shape[:2] == (b, t), what, f"'b t' or 'b t h w' with b = {b} and t = {t}",
-           tuple(mask.shape), 'mask.expand(b, ...) repeats the mask of one clip, mask[None] adds the axis of clips')
-    cells = mask if mask.ndim == 4 else mask[..., None, None]
-    expect(all(n and side % n == 0 for n, side in zip(cells.shape[2:], size)), what,
-           f'cells (h w) that divide {size[0]} x {size[1]} pixels', tuple(cells.shape[2:]), 'e.g. one cell per patch')
-    values = mask.unique().tolist()
-    expect(values[0] >= TARGET and values[-1] <= 2, what, '0 (target), 1 or 2 (context)', values,
-           'sample clips of each length on their own: there is no padding here')
-    target = (cells == TARGET).to(frames.device)
-    full = (~target.flatten(1).any(1)).nonzero().flatten().tolist()
-    expect(not full, what, 'a target (0) in every clip', f'only context in clip {", ".join(map(str, full))}',
-           'set what is to be generated to 0; masks of VDT itself (1: generated) are turned by vdt_masks.from_vdt')
-    for axis, side in zip((2, 3), size): target = target.repeat_interleave(side//target.shape[axis], axis)
+    check_mask(mask, frames)
+    target = (mask == TARGET).to(frames.device)
+    if target.ndim == 2: target = target[..., None, None]
+    for axis in (2, 3): target = target.repeat_interleave(frames.shape[axis + 1]//target.shape[axis], axis)
     return target[:, :, None]
 
 # %% ../../nbs/systems/02_vdt_diffusion.ipynb #ve51
@@ -179,7 +166,7 @@ def check_clips(model,                   # a `VDT`; its size and channels are th
 @torch.no_grad()
 def sample_vdt(model,                           # a `VDT` in eval mode
                frames,                          # 'b t c h w' as the network reads them; read at context positions only
-               mask,                            # integers 'b t' or 'b t h w': 0 target, 1 or 2 context
+               mask,                            # integers 'b t' or 'b t h w': 0 target, 1 context
                noise: Callable,                 # name of a draw -> noise like frames, e.g. from `frame_noise`
                steps=16,                        # number of timesteps that are visited, 2 to all
                limit=None,                          # predicted clean frames are clamped to [-limit, limit]; None: not

@@ -28,6 +28,7 @@ from ..show import Fig, fig
 
 # %% ../../nbs/systems/01_vdt_masks.ipynb #vm009
 def _only_0_and_1(what: str, mask: Tensor, way_out: str):
+    "Raise `ValueError` if the mask has another value than 0 and 1."
     other = mask[(mask != 0) & (mask != 1)]
     expect(not len(other), what, 'only 0 and 1', f'{len(other)} other values, e.g. {other[:1].tolist()}', way_out)
 
@@ -45,9 +46,11 @@ def to_vdt(mask: Shaped[Tensor, '...']) -> Int[Tensor, '...']:
 _CONVENTION = '0 is target, 1 is context (a VDT mask, 1 = generate, must go through from_vdt)'
 
 def _shape_way_out(shape: tuple, b: int, t: int) -> str:
+    "How to repair a mask of another shape than 'b t' or 'b t h w'."
     if shape == (t,): return f'add the clip axis: mask.expand({b}, -1)'
     if len(shape) == 3 and shape[0] == t: return f'add the clip axis: mask.expand({b}, -1, -1, -1)'
-    if len(shape) == 5: return "leave out the channel axis: mask[:, :, 0]"
+    if len(shape) == 5: return 'leave out the channel axis: mask[:, :, 0]'
+    if shape[:2] == (b, t): return 'use the cells of the patch grid: size//patch along each side'
     return f'make it for these frames: task_mask(task, {t}, side).expand({b}, -1, -1, -1)'
 
 def check_mask(mask,             # tensor of 0 (target) and 1 (context): 'b t', or 'b t h w' with cells that divide a frame
@@ -67,7 +70,7 @@ def check_mask(mask,             # tensor of 0 (target) and 1 (context): 'b t', 
     wrong = mask[(mask != TARGET) & (mask != CONTEXT)]
     expect(not len(wrong), 'mask', _CONVENTION, f'{len(wrong)} other values, e.g. {wrong[:1].tolist()}',
            'cut padding frames (-1); write 1 for generated context (2): mask.clamp(max=1)')
-    full = [i for i, clip in enumerate(mask) if not (clip == TARGET).any()]
+    full = (mask != TARGET).flatten(1).all(1).nonzero()[:, 0].tolist()
     expect(not full, 'mask', 'a target in every clip', f'only context in clips {full[:8]}',
            f'set what is to be generated to 0: {_CONVENTION}')
 
@@ -119,12 +122,15 @@ def _number(what: str, value, least: int, most: int) -> int:
     return int(value)
 
 def _check_task(task, t, side):
-    near = get_close_matches(str(task).lower(), TASKS, 1)
-    expect(task in TASKS, 'task', f'one of {", ".join(TASKS)}', repr(task), f'did you mean {(near or TASKS)[0]!r}?')
+    "Raise `ValueError` for an unknown task, a window of less than 2 frames, or a grid without cells."
+    if task not in TASKS:
+        near = get_close_matches(str(task).lower(), TASKS, 1)
+        expect(False, 'task', f'one of {", ".join(TASKS)}', repr(task), f'did you mean {(near or TASKS)[0]!r}?')
     _number('frames of the window (t)', t, 2, 100_000)
     _number('cells along one side of a frame (side)', side, 1, 8192)
 
 def _over_space(mask: Int[Tensor, 't'], side: int) -> Int[Tensor, 't h w']:
+    "The mask of frames for each of side x side cells."
     return mask[:, None, None].repeat(1, side, side)
 
 # %% ../../nbs/systems/01_vdt_masks.ipynb #vm025
@@ -296,7 +302,7 @@ def _counted(values: Float[Tensor, 'n'], row: float) -> go.Scatter:
                       marker=dict(size=size.clamp(min=4).numpy(), color='#D55E00', line_width=0),
                       hovertemplate=f'%{{x:.2f}}: %{{text}} of {len(values)} masks<extra></extra>')
 
-# %% ../../nbs/systems/01_vdt_masks.ipynb #vm069
+# %% ../../nbs/systems/01_vdt_masks.ipynb #vm071
 def frame_mask_of(mask: Int[Tensor, '*b t h w']) -> Int[Tensor, 'b t']:
     """Frame mask (0 target, 1 context) of a mask whose cells are equal within every frame; b = 1 for a mask 't h w'.
 
