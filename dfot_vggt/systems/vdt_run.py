@@ -133,7 +133,7 @@ def vdt_loss(run: VDTRunCfg) -> Callable:
 
 # %% ../../nbs/systems/04_vdt_run.ipynb #vr61
 def vdt_tiny() -> VDTRunCfg:
-    "A VDT for the rendered world: 1.7 M parameters, 64 px, 8 frames, all seven tasks; at most 3 hours of one CPU core."
+    "A VDT for the rendered world: 1.6 M parameters, 64 px, 8 frames, all seven tasks; at most 3 hours of one CPU core."
     train = TrainCfg(steps=2800, lr=1e-3, optimizer=MuonCfg(inside=('blocks',)), precision='auto', save_every=100)
     return VDTRunCfg('vdt_tiny', train=train)
 
