@@ -45,6 +45,10 @@ class VDTRunCfg(SystemRunCfg):
         self.check_ranges(batch='[1, 1000000]')
         expect(self.model.frames > 1, f'recipe {self.name}: model.frames', 'at least 2, context and target',
                self.model.frames, 'use e.g. frames=8')
+        for name, needed in dict(prediction_type='epsilon', loss_weight='uniform').items():
+            value = getattr(self.diffusion, name)
+            expect(value == needed, f'recipe {self.name}: diffusion.{name}', f'{needed!r}, as all VDTs have', repr(value),
+                   f'use {name}={needed!r}')
         self._check_world()
 
     def _check_world(self):
@@ -119,8 +123,7 @@ def vdt_losses(model: Callable,               # a VDT, or a function of the argu
                diffusion: LearnedVarianceDiffusion,
                drawn: VDTDraw) -> dict[str, Float[Tensor, 'b']]:
     "`{'mse', 'vb': loss of every clip}` of one step, means over the target positions."
-    levels = drawn.timesteps[:, None].expand(drawn.x0.shape[:2])
-    x = diffusion.q_sample(drawn.x0, levels, drawn.noise)
+    x = diffusion.q_sample(drawn.x0, diffusion.levels(drawn.timesteps, drawn.x0), drawn.noise)
     out = model(torch.where(drawn.target, x, drawn.x0), drawn.timesteps).float()
     maps = diffusion.loss_maps(out, drawn.x0, x, drawn.noise, drawn.timesteps)
     return {name: mean_over(loss, drawn.target) for name, loss in maps.items()}
