@@ -47,20 +47,21 @@ class VDTRunCfg(SystemRunCfg):
                self.model.frames, 'use e.g. frames=8')
         for name, needed in dict(prediction_type='epsilon', loss_weight='uniform').items():
             value = getattr(self.diffusion, name)
-            expect(value == needed, f'recipe {self.name}: diffusion.{name}', f'{needed!r}, as all VDTs have', repr(value),
-                   f'use {name}={needed!r}')
+            expect(value == needed, f'recipe {self.name}: diffusion.{name}', f'{needed!r}, as all VDTs have',
+                   repr(value), f'use {name}={needed!r}')
         self._check_world()
 
     def _check_world(self):
-        "Raise `ValueError` if the clips have another size or number of channels than the model reads, or are too short."
+        "Raise `ValueError` for clips of another size or number of channels than the model reads, or too short."
         world, model, recipe = self.world, self.model, f'recipe {self.name}'
         expect(model.channels == 3, f'{recipe}: model.channels', '3 for RGB videos', model.channels, 'use channels=3')
         if not isinstance(world, WorldCfg): return
         expect(world.size == model.size, f'{recipe}: world.size', f'{model.size}, the size of the model', world.size,
                f'use size={model.size} in the world, or size={world.size} in the model')
         span = (model.frames - 1)*world.skip[0] + 1
-        expect(world.frames >= span, f'{recipe}: world.frames', f'at least {span}, for windows of {model.frames} frames',
-               world.frames, f'use frames={span} or more in the world')
+        expect(world.frames >= span, f'{recipe}: world.frames',
+               f'at least {span}, for windows of {model.frames} frames', world.frames,
+               f'use frames={span} or more in the world')
 
     def build(self) -> VDT:
         "The untrained network."
@@ -71,8 +72,8 @@ class VDTRunCfg(SystemRunCfg):
         "`(loss_fn, batches)` for `learn.train.train`; rendered worlds are below `root`."
         clips = self.world.clips(self.model, self.seed, root)
         def batches(start, rank, world):
-            expect(self.batch % world == 0, f'recipe {self.name}: batch', f'a multiple of {world} processes', self.batch,
-                   f'start {self.batch} processes or one, or use batch={-(-self.batch//world)*world}')
+            expect(self.batch % world == 0, f'recipe {self.name}: batch', f'a multiple of {world} processes',
+                   self.batch, f'start {self.batch} processes or one, or use batch={-(-self.batch//world)*world}')
             return zip(loader(clips, self.batch, seed=self.seed, start=start, rank=rank, world=world), count(start))
         return vdt_loss(self), batches
 
