@@ -129,8 +129,9 @@ def _changed(recipe: str, changes: dict):
     "The config of a recipe with the options of the command; `ValueError` if its VGGT has fewer cells or channels."
     from dfot_vggt.geometry.feature_cache import check_reduction
     from dfot_vggt.learn.config import RunCfg
-    from dfot_vggt.learn.recipes import recipe_of
-    run, reduction = recipe_of(recipe), {k: v for k, v in changes.items() if k != 'finite'}
+    from dfot_vggt.learn.recipes import RECIPES, recipe_of
+    from dfot_vggt.systems.vdt_run import VDT_RECIPES
+    run, reduction = recipe_of(recipe, RECIPES | VDT_RECIPES), {k: v for k, v in changes.items() if k != 'finite'}
     if not isinstance(run, RunCfg): return run
     run = run.replace(cache=run.cache.replace(**reduction), finite=changes.get('finite', run.finite))
     if run.vggt and run.layers: check_reduction(run.cache, run.vggt, run.layers)

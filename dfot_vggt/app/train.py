@@ -29,9 +29,11 @@ def _trained(recipe: str, folder, root: str, steps: int) -> str:
     from dfot_vggt.learn.runs import train_run
     from dfot_vggt.learn.train import Progress
     from dfot_vggt.run_folder import saved_step
-    run = recipe_of(recipe)
+    from dfot_vggt.systems.vdt_run import VDT_RECIPES
+    recipes = RECIPES | VDT_RECIPES
+    run = recipe_of(recipe, recipes)
     if steps: run = run.replace(train=run.train.replace(steps=steps))
-    folder = Path(folder or Path(root)/(recipe if recipe in RECIPES else run.name))
+    folder = Path(folder or Path(root)/(recipe if recipe in recipes else run.name))
     before = saved_step(folder)
     with closing(Progress(run.name)) as bar: _, log = train_run(run, folder, root, (bar,))
     losses = [r['loss'] for r in log[-50:]]

@@ -41,18 +41,23 @@ def iddpm_logsnr(t: Tensor, timesteps: int, s: float = .008) -> Tensor:
     cos2 = lambda u: torch.cos((u + s)/(1 + s)*math.pi/2)**2
     return torch.logit(cos2(t + (1 - t)/timesteps)/cos2(torch.zeros_like(t)))
 
-def linear_logsnr(t: Tensor, timesteps: int, first: float = 1e-4, last: float = .02) -> Tensor:
-    """logSNR of the schedule of DDPM (Ho et al., 2020): the variances beta rise linearly from `first` to `last`.
+def linear_logsnr(t: Tensor,                # times in [0, 1]
+                  first: float = 1e-4,      # variance of the noise that step 0 adds
+                  last: float = .02         # and of the last
+                  ) -> Tensor:
+    """logSNR at times `t` of the linear schedule (Ho et al., DDPM, section 4): beta rises linearly over 1,000 steps.
 
-    t in [0, 1] is rounded to the nearest of `timesteps` steps."""
-    abar = (1 - torch.linspace(first, last, timesteps, dtype=torch.float64, device=t.device)).cumprod(0)
-    return torch.logit(abar)[(t*(timesteps - 1)).round().long()].to(t.dtype)
+    Between two of the 1,000 steps the logSNR is linear in `t`."""
+    abar = (1 - torch.linspace(first, last, 1000, dtype=torch.float64, device=t.device)).cumprod(0)
+    at, logsnr = t.double()*999, torch.logit(abar)
+    step = at.long().clamp(max=998)
+    return torch.lerp(logsnr[step], logsnr[step + 1], at - step).to(t.dtype)
 
 # Noise schedules by name (the names that a config may use): (time t, cfg) -> logSNR.
 SCHEDULES = dict(shifted=lambda t, cfg: cosine_logsnr(t, cfg.shift),
                  interpolated=lambda t, cfg: interpolated_logsnr(t, cfg.shift),
                  cosine=lambda t, cfg: iddpm_logsnr(t, cfg.timesteps),
-                 linear=lambda t, cfg: linear_logsnr(t, cfg.timesteps))
+                 linear=lambda t, cfg: linear_logsnr(t))
 
 # %% ../../nbs/denoiser/03_diffusion.ipynb #22c086
 def noise_schedule(logsnr: Float[Tensor, 'k'],      # of every timestep k, decreasing, float64

@@ -24,7 +24,7 @@ from ..denoiser.diffusion import Diffusion, make_diffusion
 from ..denoiser.uvit import UViT3DPose
 from ..geometry.features import Geometry
 from ..inject.injector import Injected, window_geometry
-from .config import RunCfg
+from .config import RunCfg, check_denoiser
 from .losses import at_level, observed_set
 from .metrics import psnr, revisit_error, revisits
 from .runs import build_base, build_trainable, load_run, online_features
@@ -182,6 +182,7 @@ def run_ablation(run: RunCfg,
     """The mean ablation of a trained run over clean and noised context. Prints it, and writes `<name>_ablation.json`.
 
     `ValueError` if there are fewer held-out rooms than `batch`."""
+    check_denoiser(run, f'run_ablation of {run.name}')
     model, t = load_run(build_trainable(run).to(device()), folder, run, mismatch_ok), run.model.frames
     clips = Clips(run.world.folder(root), 'test', t, run.world.skip, run.model.size, seed=run.seed, history=run.history)
     fitting = [n for n in range(2, min(len(clips), windows) + 1) if windows % n == 0]

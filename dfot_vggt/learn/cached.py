@@ -12,22 +12,22 @@ from pathlib import Path
 from ..core import build, expect, read_yaml
 from ..geometry.feature_cache import FORMAT
 from ..geometry.manifest import Manifest
-from .config import RunCfg, VGGTRunCfg
+from .config import RunCfg
 from .losses import FiniteWindows, manifest_name
 from .recipes import RECIPES
-from .runs import feature_cache
+from .runs import AnyRunCfg, feature_cache
 
 # %% ../../nbs/learn/10_cached.ipynb #54c037
 _RUN = f'{RunCfg.__module__}.{RunCfg.__qualname__}'                       # the `_target_` of a recipe in a YAML file
 
-def belongs(run: RunCfg | VGGTRunCfg,
+def belongs(run: AnyRunCfg,
             root='runs'                      # folder of rendered worlds
             ) -> Manifest:
     """Manifest of the shards that the cache of a recipe must hold; computed without loading weights.
     `ValueError` for a run without cached features: no VGGT layers, or new windows in every step."""
+    way_out = 'give it vggt=..., layers=... and finite=...' if isinstance(run, RunCfg) else 'only injectors read features'
     expect(getattr(run, 'layers', ()) and run.finite, f'recipe {run.name}',
-           'layers of VGGT that are read on a finite list of windows', 'none',
-           'nothing can be kept for it: give it vggt=..., layers=... and finite=...')
+           'layers of VGGT that are read on a finite list of windows', 'none', f'nothing can be kept for it: {way_out}')
     return FiniteWindows(run, root).manifest()
 
 def written(place                            # a YAML file, or a folder that is searched with all its subfolders

@@ -19,7 +19,7 @@ from ..run_folder import saved_step
 from ..data.clips import Batch, Clips
 from ..denoiser.diffusion import make_diffusion
 from ..denoiser.uvit import UViT3DPose
-from .config import RunCfg
+from .config import RunCfg, check_denoiser
 from .losses import at_level, base_loss, training_windows
 from .recipes import shipped_base
 from .runs import build_trainable, load_run
@@ -34,6 +34,7 @@ def heldout_psnr(run: RunCfg,
                  batch: int = 8) -> dict[float, float]:          # windows at a time
     """`{logSNR: PSNR in dB}` of the predicted target frames, RGB, mean over windows. The first half of a window is
     clean context, the rest are targets at one noise level; one prediction, no sampling."""
+    check_denoiser(run, f'heldout_psnr of {run.name}')
     clips = Clips(run.world.folder(root), 'test', run.model.frames, run.world.skip, run.model.size, seed=run.seed)
     diffusion, found = make_diffusion(run.diffusion), {level: [] for level in logsnr}
     half, where = run.model.frames//2, next(model.parameters()).device
@@ -54,6 +55,7 @@ def loss_on_batches(run: RunCfg,
                     first: int, steps: int = 100,       # first step of the stream, number of steps
                     root='runs') -> float:              # folder of rendered worlds
     "Mean training loss of `model` on the batches of `steps` steps, without an update."
+    check_denoiser(run, f'loss_on_batches of {run.name}')
     loss_fn, total = base_loss(run), 0.
     model.train()
     for batch, step in islice(training_windows(run, root)(first, 0, 1), steps):

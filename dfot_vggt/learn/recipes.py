@@ -8,7 +8,7 @@ __all__ = ['TINY', 'LARGE', 'RECIPES', 'table', 'diff', 'tiny_base', 'shipped_ba
            're10k_control', 're10k_tokens', 're10k_memory', 're10k_align', 'baseline', 'show_diff', 'recipe_of']
 
 # %% ../../nbs/learn/07_recipes.ipynb #rc04
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,9 +25,9 @@ from ..inject.align import AlignCfg
 from ..inject.controlnet import ControlCfg
 from ..inject.memory import MemoryCfg
 from ..inject.tokens import TokenCfg
-from .config import Re10kCfg, RunCfg, VGGTRunCfg, WorldCfg
+from .config import Re10kCfg, RunCfg, SystemRunCfg, VGGTRunCfg, WorldCfg
 from .muon import MuonCfg
-from .runs import INJECTORS
+from .runs import INJECTORS, AnyRunCfg
 from .train import TrainCfg
 from ..trace import html_table
 
@@ -175,42 +175,48 @@ RECIPES = {f.__name__: f for f in (
     tiny_control, tiny_tokens, tiny_tokens_full, tiny_memory, tiny_align, tiny_all,
     re10k, re10k_16, re10k_control, re10k_tokens, re10k_memory, re10k_align)}
 
-def _most_similar(name: str) -> str:
+def _most_similar(name: str, recipes: Mapping) -> str:
     "For an error message: the recipe whose name is most similar."
-    return f'did you mean {get_close_matches(name, RECIPES, 1, cutoff=0)[0]!r}?'
+    return f'did you mean {get_close_matches(name, recipes, 1, cutoff=0)[0]!r}?'
 
-def _named(name: str) -> RunCfg | VGGTRunCfg:
+def _named(name: str, recipes: Mapping) -> AnyRunCfg:
     "The config of a recipe. `KeyError` for an unknown name."
-    expect(name in RECIPES, 'recipe', f'one of {", ".join(RECIPES)}', repr(name), _most_similar(name), error=KeyError)
-    return RECIPES[name]()
+    expect(name in recipes, 'recipe', f'one of {", ".join(recipes)}', repr(name), _most_similar(name, recipes),
+           error=KeyError)
+    return recipes[name]()
 
-def baseline(name: str) -> str:
+def baseline(name: str,
+             recipes: Mapping = RECIPES       # {name: function that returns the config}
+             ) -> str:
     """Name of the recipe with which the recipe `name` should be compared: the one that made its base weights, or else
-    the first recipe without injectors that starts from the same weights. `ValueError` for a recipe of a VGGT."""
-    run = _named(name)
+    the first recipe without injectors that starts from the same weights. `ValueError` for a recipe of another model
+    than a denoiser."""
+    run = _named(name, recipes)
     expect(isinstance(run, RunCfg), name, 'a recipe of a denoiser', type(run).__name__,
            'only denoisers have a baseline: write the names of two recipes')
     maker = shipped_base.__name__ if run.base == 'tiny_base.safetensors' else Path(run.base).stem
-    if maker in RECIPES: return maker
-    for other, recipe in RECIPES.items():
+    if maker in recipes: return maker
+    for other, recipe in recipes.items():
         cfg = recipe()
         if not isinstance(cfg, RunCfg) or cfg.base != run.base: continue
         if all(getattr(cfg, injector) is None for injector in INJECTORS): return other
 
-def show_diff(a: str, b: str        # names of recipes; 'baseline': the baseline of the other one
+def show_diff(a: str, b: str,       # names of recipes; 'baseline': the baseline of the other one
+              recipes: Mapping = RECIPES      # {name: function that returns the config}
               ) -> HTML:
     "A table of the fields in which two recipes differ. `KeyError` for an unknown name."
-    a, b = (baseline(other) if name == 'baseline' else name for name, other in ((a, b), (b, a)))
-    changes = diff(_named(a), _named(b))
+    a, b = (baseline(other, recipes) if name == 'baseline' else name for name, other in ((a, b), (b, a)))
+    changes = diff(_named(a, recipes), _named(b, recipes))
     rows = [[field, _short(x), _short(y)] for field, (x, y) in changes.items()]
     return HTML(html_table(['field', a, b], rows, left=(0, 1, 2)))
 
 # %% ../../nbs/learn/07_recipes.ipynb #rc10
-def recipe_of(text: str             # name of a recipe, or path of a YAML file that a run saved
-              ) -> RunCfg | VGGTRunCfg:
+def recipe_of(text: str,            # name of a recipe, or path of a YAML file that a run saved
+              recipes: Mapping = RECIPES      # {name: function that returns the config}: the valid names
+              ) -> AnyRunCfg:
     "The config that a command line names. `SystemExit` with a message for an unknown name or an unreadable file."
-    expect(text in RECIPES or Path(text).suffix in ('.yaml', '.yml'), 'recipe',
-           f'a YAML file or one of {", ".join(RECIPES)}', repr(text), _most_similar(text), error=SystemExit)
-    try: return RECIPES[text]() if text in RECIPES else build(text, kind=(RunCfg, VGGTRunCfg))
+    expect(text in recipes or Path(text).suffix in ('.yaml', '.yml'), 'recipe',
+           f'a YAML file or one of {", ".join(recipes)}', repr(text), _most_similar(text, recipes), error=SystemExit)
+    try: return recipes[text]() if text in recipes else build(text, kind=(RunCfg, VGGTRunCfg, SystemRunCfg))
     except (KeyError, TypeError, ValueError, OSError) as e:
         raise SystemExit(str(e.args[0] if isinstance(e, KeyError) else e)) from None

@@ -32,7 +32,7 @@ from ..inject.controlnet import ControlNet
 from ..inject.injector import Injected, base_hash, load_injected
 from ..inject.memory import MemoryNet
 from ..inject.tokens import TokenInjector
-from .config import RunCfg, SystemRunCfg, VGGTRunCfg
+from .config import RunCfg, SystemRunCfg, VGGTRunCfg, check_denoiser
 from .losses import FiniteWindows, base_loss, check_list, injected_loss, training_windows
 from ..run_folder import saved_step
 from .train import hold_folder, read_log, restart, train
@@ -68,7 +68,7 @@ def build_model(run: RunCfg, base: UViT3DPose) -> nn.Module:
     return Injected(base, injectors, run.train_base) if injectors else base
 
 def build_trainable(run: AnyRunCfg) -> nn.Module:
-    "The module that a run trains, before its first step: a denoiser, injectors on a base (`Injected`), a VGGT, ..."
+    "The module that a run trains, before its first step: a denoiser, injectors on a base, a VGGT, the model of a system."
     if isinstance(run, SystemRunCfg): return run.build()
     if isinstance(run, VGGTRunCfg): return new_vggt(run.vggt, run.seed)
     return build_model(run, build_base(run))
@@ -208,8 +208,7 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
     injectors, in eval mode; and `online_features` for its injectors, otherwise None. Raises what `load_run` raises, and
     `ValueError` for a run that trains no denoiser."""
     run = build(recipe)
-    expect(isinstance(run, RunCfg), str(recipe), 'the run of a denoiser', type(run).__name__,
-           "pass the recipe of a run that trains a denoiser or its injectors, e.g. of 'tiny_base'")
+    check_denoiser(run, str(recipe), "pass the recipe of a run that trains a denoiser, e.g. of 'tiny_base'")
     sized = run.replace(model=run.model.replace(frames=frames)) if frames else run
     if all(getattr(run, name) is None for name in INJECTORS):
         check_about(weights_file(weights), _expected({}, run, None, None), mismatch_ok)
@@ -221,20 +220,24 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
 # %% ../../nbs/learn/06_runs.ipynb #51c053
 def export_weights(folder,         # of the run
                    name: str,      # of the files, without ending
-                   to):            # folder of the files
-    """Write `<name>.safetensors` (parameters float16, buffers float32; the header records what they are, as that of the
-    run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps; earlier lines are
-    kept). `ValueError` if float16 overflows, `LoadError` if the weights are not those of the recipe beside them."""
+                   to,             # folder of the files
+                   # modules whose configs the recipe may name: add the module of a system that is not of this package
+                   prefixes: tuple = ('dfot_vggt.',)):
+    """Write `<name>.safetensors` (trained parameters float16, all else float32; the header records what they are, as
+    that of the run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps;
+    earlier lines are kept). `ValueError` if float16 overflows, `LoadError` if the weights are not those of the recipe
+    beside them."""
     folder, to = Path(folder), Path(to)
-    run = build(folder/'recipe.yaml', ('dfot_vggt.', f'{RunCfg.__module__}.'))
+    run = build(folder/'recipe.yaml', prefixes)
     model, step, saved = build_trainable(run), _step_of_weights(folder), saved_step(folder)
     expect(saved in (0, step), str(folder/'model.safetensors'), f'the weights of step {saved}, as the state',
            f'step {step}', 'call train_run again: it writes the weights of the state', error=LoadError)
     about = read_about(folder/'model.safetensors')
     check_about(folder/'model.safetensors', dict(kind='EMA', name=run.name, recipe=recipe_hash(run)))
     about = {**about, **dict(kind='EMA', step=step, name=run.name, recipe=recipe_hash(run))}
-    params = {n for n, _ in model.named_parameters()}
-    state = {**frozen_params(model), **read_tensors(folder/'model.safetensors')}
+    frozen = frozen_params(model)
+    params = {n for n, _ in model.named_parameters()} - frozen.keys()
+    state = {**frozen, **read_tensors(folder/'model.safetensors')}
     packed = {n: v.half() if n in params else v for n, v in state.items()}
     finite = all(v.isfinite().all() for v in packed.values())
     expect(finite, str(folder), 'weights below 65504, the largest float16', 'larger or infinite weights',
