@@ -181,11 +181,12 @@ def baseline_rows() -> dict[str, Row]:
 
 def vdt_rows(weights=None,                                   # folder of the run `vdt_tiny`; None: the packaged weights
              steps: int = 16) -> dict[str, Row]:
-    "The row of the VDT of the rendered world."
+    "The row of the VDT of the rendered world: 'VDT', with the number of steps behind it unless they are 16."
     run, path = vdt_tiny(), weights or asset('vdt_tiny.safetensors')
     step = exported_step(weights_file(path))
     about = dict(recipe=run.key(), step=step, clips=step*run.batch, sampling_steps=steps)
-    return {'VDT': Row(vdt_method(load_run(run.build(), path, run), steps), about)}
+    name = 'VDT' if steps == 16 else f'VDT, {steps} steps'
+    return {name: Row(vdt_method(load_run(run.build(), path, run), steps), about)}
 
 # %% ../../nbs/systems/06_vdt_evaluate.ipynb #ev41
 # Guidance under which a DFoT does not read the cameras: one branch, in which they are hidden.
