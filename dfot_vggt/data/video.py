@@ -188,13 +188,14 @@ def _upright(frame, path) -> UInt8[np.ndarray, 'h w 3']:
 
 # %% ../../nbs/data/02_video.ipynb #02v052
 def _stated_frames(path) -> int:
-    with _open(path) as (_, track): return track.frames
+    with _open(path) as (box, track):
+        return track.frames or round((box.duration or 0)/1e6*float(track.average_rate or 0))
 
 _stated_kept = PerFile(_stated_frames)
 
 def stated_frames(path) -> int:
-    """Number of frames in the head of a video file; 0: it is not stated there. It is not verified: `probe_mp4` counts.
-    Raises `FileNotFoundError` without a file, `ValueError` for a file that is no video."""
+    """Number of frames by the head of a video file: stated there, or its duration times its rate; 0 without both. Not
+    verified, `probe_mp4` counts. `FileNotFoundError` without a file, `ValueError` for a file that is no video."""
     return _stated_kept(_existing(path))
 
 # %% ../../nbs/data/02_video.ipynb #02v023
