@@ -177,7 +177,7 @@ def _matrix(frame) -> tuple:
 
 def _upright(frame, path) -> UInt8[np.ndarray, 'h w 3']:
     "RGB of a frame as a player shows it: turned and mirrored by the display matrix of the file."
-    image, matrix = frame.to_ndarray(format='rgb24'), _matrix(frame)
+    image, matrix = frame.to_ndarray(format='rgb24', threads=1), _matrix(frame)     # a fork loses other threads
     if not matrix: return image
     a, b, c, d = matrix
     lying, straight = (abs(b), abs(c), a, d) == (1, 1, 0, 0), (abs(a), abs(d), b, c) == (1, 1, 0, 0)
