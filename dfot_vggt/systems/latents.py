@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -149,8 +150,10 @@ def read_head(path) -> LatentsHead:
         with safe_open(path, 'pt') as f:
             head, part = json.loads((f.metadata() or {}).get('latents', '{}')), f.get_slice('latents')
             shape, kind = tuple(part.get_shape()), part.get_dtype()
-        good = head.get('format') == FORMAT and len(shape) == 4 and kind == 'F16' and shape[0] > 0
-        info, video, fault = LatentsInfo(**head['info']), head['video'], '' if good else f'{kind} {shape}'
+        info, video = LatentsInfo(**head['info']), dict(head['video'])
+        right = [type(v) for v in asdict(info).values()] == [str, str, float, float, int]
+        good = head.get('format') == FORMAT and right and len(shape) == 4 and kind == 'F16' and shape[0] > 0
+        fault = '' if good else f'{kind} {shape}, format {head.get("format")}'
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         fault = f'{type(e).__name__}: {str(e)[:100]}'
     expect(not fault, str(path), f'latents of format {FORMAT}', fault, 'delete it and call encode_folders again')
@@ -176,8 +179,8 @@ def _claimed(path: Path):
     "Context manager: the claim file if this process may write `path`, None if another live process does."
     at, owner = path.with_name(f'.{path.name}.claim'), claim_text()
     acquired = take_claim(at, owner)
-    if acquired:
-        for p in path.parent.glob(f'.{glob.escape(path.stem)}.*.tmp.safetensors'): p.unlink(missing_ok=True)   # of the dead
+    partial = path.parent.glob(f'.{glob.escape(path.stem)}.*.tmp.safetensors') if acquired else ()
+    for p in partial: p.unlink(missing_ok=True)                     # of a process that was killed
     try: yield at if acquired else None
     finally:
         with suppress(OSError):
@@ -210,7 +213,8 @@ def encode_folders(videos,                            # folder of the class fold
                    batch: int = 16                    # frames that are encoded together
                    ) -> Encoded:
     """Encode all videos of class folders into files of latents. A call that was stopped can be repeated, and several
-    processes may share the work. `OSError` if the disk is too small; `ValueError` for latents of another VAE or size."""
+    processes may share the work. `OSError` if the disk is too small; `ValueError` if there are latents of another VAE
+    or size."""
     videos, where = Path(videos), Path(where)
     apart = not where.resolve().is_relative_to(videos.resolve())
     expect(apart, str(where), f'a folder outside of {videos}', 'one inside', 'pass e.g. where="data/latents"')
@@ -227,15 +231,20 @@ def encode_folders(videos,                            # folder of the class fold
             with _claimed(latents_file(where, key)) as claim:
                 if not claim: busy.append(key)
                 if not claim or _is_current(latents_file(where, key), info, videos/key): continue
-                try: latents = encode_video(model, videos/key, size, batch, lambda n: (bar.update(n), os.utime(claim)))
+                try: latents = encode_video(model, videos/key, size, batch, lambda n: _progress(bar, n, claim))
                 except (ValueError, FileNotFoundError) as e: faults[key] = str(e)
                 else:
                     write_latents(latents_file(where, key), latents, info, videos/key)
                     written.append(key)
             expect_few(faults, len(listing.keys), str(videos), 'repair or remove the files')
-    if faults: warnings.warn(f'{videos}: {len(faults)} of {len(listing.keys)} videos cannot be read and have no latents: '
-                             + '; '.join([*faults.values()][:3]), stacklevel=2)
+    if faults: warnings.warn(f'{videos}: {len(faults)} of {len(listing.keys)} videos cannot be read and have no '
+                             f'latents: {"; ".join([*faults.values()][:3])}', stacklevel=2)
     return Encoded(tuple(written), len(listing.keys) - len(todo), tuple(busy), faults)
+
+def _progress(bar, n: int, claim: Path):
+    "Count `n` frames, and renew the claim."
+    bar.update(n)
+    with suppress(FileNotFoundError): os.utime(claim)
 
 def _about(path: Path) -> int:
     "Number of frames of a video by its head; 0 if it cannot be read."
@@ -297,11 +306,12 @@ class Latents(FolderWindows):
                'check the list file or the held-out share')
         heads, unread = _heads(self.root, chosen)
         self.lengths = {key: head.shape[0] for key, head in heads.items()}
-        kinds = {(head.info, head.shape[1:]): key for key, head in reversed(heads.items())}     # the first key of each
-        (self.info, self.shape), *others = reversed(kinds) if kinds else [(None, None)]
-        for info, shape in others[:1]:
-            expect(False, str(latents_file(root, kinds[info, shape])), f'latents of {self.info}, {self.shape}, as in '
-                   f'{kinds[self.info, self.shape]}', f'those of {info}, {shape}', 'keep only one kind in a folder')
+        kinds = Counter((head.info, head.shape[1:]) for head in heads.values())
+        self.info, self.shape = kinds.most_common(1)[0][0] if kinds else (None, None)
+        for key, head in heads.items():
+            expect((head.info, head.shape[1:]) == (self.info, self.shape), str(latents_file(root, key)),
+                   f'latents of {self.info}, {self.shape}, as in most files', f'those of {head.info}, {head.shape[1:]}',
+                   'keep only one kind in a folder')
         short = [key for key, n in self.lengths.items() if n < self.shortest]
         self.use([key for key in heads if key not in short], short, unread, absent, listing.ignored)
 
