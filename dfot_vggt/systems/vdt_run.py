@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core import expect, rng, seed_all
+from ..data.class_folders import FoldersCfg
 from ..data.clips import loader
 from ..denoiser.diffusion import DiscreteCfg
 from ..denoiser.tasks import TARGET
@@ -32,7 +33,7 @@ from .vdt_masks import MaskMixture
 class VDTRunCfg(SystemRunCfg):
     "Everything that a trained VDT depends on. `ValueError` for a model that cannot read the clips of its world."
     name: str                                 # also the name of the default folder, runs/<name>
-    world: WorldCfg | Re10kCfg = WorldCfg()   # source of the clips
+    world: WorldCfg | Re10kCfg | FoldersCfg = WorldCfg()      # source of the clips
     model: VDTCfg = VDTCfg.tiny()             # the network
     diffusion: DiscreteCfg = VDT_DIFFUSION    # noise schedule
     masks: MaskMixture = MaskMixture()        # share of every task
