@@ -144,7 +144,7 @@ def test_videos_that_are_not_there(here):
     "The recipe is right, the folder is not: one sentence, and no folder of the run."
     run = mini(2)
     for where, words in (('absent', 'absent: expected a folder with one folder per class, got no such folder; '), ('empty', 'one folder per class'),
-                         ('loose', 'outside of class folders'), ('hollow', 'videos of a class')):
+                         ('loose', 'outside of class folders'), ('hollow', 'hollow/Class: expected ')):
         if where != 'absent': (here/where).mkdir()
         if where == 'loose': (here/where/'a.mp4').write_bytes(b'')
         if where == 'hollow': (here/where/'Class').mkdir()
