@@ -152,6 +152,14 @@ def test_videos_that_are_not_there(here):
         assert words in refusal('videos.yaml'), where
         assert not (here/'runs').exists() or not [*(here/'runs').rglob('*')]
 
+def test_latents_that_are_not_there(here):
+    "`dfot_train vdt_sky` before the videos are encoded: the sentence holds the call that does it, and that call says if there are no videos."
+    message = refusal('vdt_sky')
+    assert "data/sky_latents: expected latents, got none; make them once: from dfot_vggt.systems.latents import encode_folders; " in message, message
+    with pytest.raises(FileNotFoundError, match='data/sky_timelapse: expected a folder with one folder per class, got no such folder'):
+        exec(message.split('make them once: ')[1])
+    assert not [*here.rglob('*')], 'nothing was written'
+
 def test_a_folder_of_another_run(here):
     mini(2).save(here/'a.yaml')
     dfot_train('a.yaml', 'a')

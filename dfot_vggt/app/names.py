@@ -19,7 +19,7 @@ from difflib import get_close_matches
 RECIPE_NAMES = (
     'tiny_base', 'shipped_base', 'tiny_discrete', 'tiny_vggt', 'tiny_control', 'tiny_tokens', 'tiny_tokens_full',
     'tiny_memory', 'tiny_align', 'tiny_all', 're10k', 're10k_16', 're10k_control', 're10k_tokens', 're10k_memory',
-    're10k_align', 'vdt_tiny')
+    're10k_align', 'vdt_tiny', 'vdt_sky')
 # Denoisers whose weights ship with the package.
 MODEL_NAMES = (
     'tiny_base', 'tiny_control', 'tiny_memory', 'tiny_tokens')

@@ -95,8 +95,9 @@ def _expect_classes(root: Path, classes: list, empty: list, ignored: dict, suffi
     at = root/empty[0]
     inner = [n for n in ignored.get(_INNER, []) if n.startswith(f'{empty[0]}/')]
     outward = [n for n in links if n.startswith(f'{empty[0]}/')]
-    held = f'{len(inner)} folders and no file' if inner else f'{len(outward)} links out of {root}' if outward else 'none'
-    repair = f'pass {at}, if its folders are the classes' if inner else f'add its files, or remove the folder {at}'
+    held, repair = 'none', f'add its files, or remove the folder {at}'
+    if outward: held = f'{len(outward)} links out of {root}'
+    if inner: held, repair = f'{len(inner)} folders and no file', f'pass {at}, if its folders are the classes'
     more = f' (and none in {len(empty) - 1} other class folders: {", ".join(empty[1:4])})' if empty[1:] else ''
     expect(False, str(at), f'files of a class ({", ".join(suffixes)})', held + more, repair)
 
@@ -177,16 +178,16 @@ def _check_each(root: Path, keys: Sequence[str], shortest: int) -> tuple[list[st
     silent = True if os.environ.get('RANK', '0') != '0' else None           # None: silent unless in a terminal
     found, unread = {}, {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        answers = pool.map(has_enough, keys)
-        for key, enough in zip(keys, tqdm(answers, 'videos', len(keys), unit=' files', disable=silent)):
+        results = pool.map(has_enough, keys)
+        for key, enough in zip(keys, tqdm(results, 'videos', len(keys), unit=' files', disable=silent)):
             if isinstance(enough, str): unread[key] = enough
             else: found[key] = enough
     return [k for k, enough in found.items() if enough], [k for k, enough in found.items() if not enough], unread
 
 # %% ../../nbs/data/06_class_folders.ipynb #cf028
 class FolderWindows(Windows):
-    """Base class of data sets of random windows of the files in class folders: item `j` is a window of file `j % len` in
-    epoch `j // len`. A derived class has the methods `length` (key -> number of frames) and `read`."""
+    """Base class of data sets of random windows of the files in class folders: item `j` is a window of file `j % len`
+    in epoch `j // len`. A derived class has the methods `length` (key -> number of frames) and `read`."""
     def __init__(self, root, n_frames: int, skip: tuple[int, int], flip: float, seed: int):
         expect(n_frames >= 1, 'n_frames', 'at least 1', n_frames, 'pass e.g. n_frames=16')
         expect(1 <= skip[0] <= skip[1], 'skip', '1 <= smallest <= largest', skip, 'pass e.g. skip=(1, 3)')

@@ -123,7 +123,8 @@ def _is_plain(box, track, packets, pts) -> bool:
     alone = all(5 in t and not t & {7, 8} for t in keys)                 # 7, 8: settings of the decoder may change
     steady = pts[0] == 0 and (len(steps) == 0 or np.ptp(steps) <= 1) and track.frames == len(pts) == len(packets)
     usual = decoder.pix_fmt in ('yuv420p', 'yuvj420p') and decoder.field_order in (0, 1) and \
-        decoder.colorspace in (1, 2, 5, 6) and decoder.width % 2 == decoder.height % 2 == 0
+        decoder.colorspace in (1, 2, 5, 6) and decoder.width % 2 == decoder.height % 2 == 0 and \
+        decoder.width not in (16, 24, 48, 72)                            # decord cannot copy frames of these widths
     if not (decoder.codec.canonical_name == 'h264' and alone and steady and usual): return False
     box.seek(packets[0].dts, stream=track)
     try: frame = next(box.decode(track))
