@@ -157,11 +157,13 @@ def _panel(title: str, rows: list, scale: int) -> np.ndarray:
 
 def _rows_of(samples: list[TaskSample]) -> list:
     "`(text, frames)` of the context and of each sample of one task."
-    first = samples[0]
-    has_context = bool((first.mask == CONTEXT).any())
-    share = 1 - first.target().float().mean().item()
-    def text(s): return f'generated, {s.psnr():.1f} dB' if has_context else 'generated'
-    return [(f'{share:.0%} context' if has_context else 'no context', first.context())] + [(text(s), s.video) for s in samples]
+    context = samples[0].mask == CONTEXT
+    whole = context.flatten(1).all(1)
+    if not context.any(): words = 'no context'
+    elif (whole == context.flatten(1).any(1)).all(): words = f'{whole.sum()} of {len(whole)} frames are context'
+    else: words = f'{context.float().mean():.0%} of the patches are context'
+    def text(s): return f'generated, {s.psnr():.1f} dB' if context.any() else 'generated'
+    return [(words, samples[0].context())] + [(text(s), s.video) for s in samples]
 
 def plot_tasks(samples: Sequence[TaskSample],     # of clips of one length, as `sample_tasks` returns them
                scale: int = 1                     # screen pixels per pixel
