@@ -35,12 +35,18 @@ def submodules(model: nn.Module,  # whose children are listed
     return out
 
 # %% ../nbs/01_trace.ipynb #01c018
+def _linear_flops(x, weight, *args, out_shape=None, **kw) -> int:
+    "FLOPs of a linear layer, from the shapes of its input and its weight."
+    return 2*math.prod(x)*weight[0]
+
 def flop_counter() -> FlopCounterMode:
-    "PyTorch's counter of matrix-product FLOPs (multiply and add are 2), also for two attention kernels it would miss."
+    """PyTorch's counter of matrix-product FLOPs (multiply and add are 2), also for two attention kernels that it would
+    miss, and for oneDNN's linear layer with an activation."""
     def attention(q, k, v, *args, out_shape=None, **kw): return sdpa_flop_count(q, k, v)
     aten = torch.ops.aten
     kernels = aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_fused_attention_overrideable
-    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(kernels, attention))
+    mapping, fused = dict.fromkeys(kernels, attention), getattr(torch.ops.mkldnn, '_linear_pointwise', None)
+    return FlopCounterMode(display=False, custom_mapping=mapping | ({fused: _linear_flops} if fused else {}))
 
 # %% ../nbs/01_trace.ipynb #01c021
 class _Meter:

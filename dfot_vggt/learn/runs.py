@@ -68,7 +68,7 @@ def build_model(run: RunCfg, base: UViT3DPose) -> nn.Module:
     return Injected(base, injectors, run.train_base) if injectors else base
 
 def build_trainable(run: AnyRunCfg) -> nn.Module:
-    "The module that a run trains, before its first step: a denoiser, injectors on a base, a VGGT, the model of a system."
+    "The module that a run trains, before its first step: a denoiser, injectors on a base, a VGGT, or another system."
     if isinstance(run, SystemRunCfg): return run.build()
     if isinstance(run, VGGTRunCfg): return new_vggt(run.vggt, run.seed)
     return build_model(run, build_base(run))
@@ -221,7 +221,7 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
 def export_weights(folder,         # of the run
                    name: str,      # of the files, without ending
                    to,             # folder of the files
-                   # modules whose configs the recipe may name: add the module of a system that is not of this package
+                   # modules whose configs the recipe may name: add that of a system outside this package
                    prefixes: tuple = ('dfot_vggt.',)):
     """Write `<name>.safetensors` (trained parameters float16, all else float32; the header records what they are, as
     that of the run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps;

@@ -45,18 +45,23 @@ class VDTRunCfg(SystemRunCfg):
         self.check_ranges(batch='[1, 1000000]')
         expect(self.model.frames > 1, f'recipe {self.name}: model.frames', 'at least 2, context and target',
                self.model.frames, 'use e.g. frames=8')
+        for name, needed in dict(prediction_type='epsilon', loss_weight='uniform').items():
+            value = getattr(self.diffusion, name)
+            expect(value == needed, f'recipe {self.name}: diffusion.{name}', f'{needed!r}, as all VDTs have',
+                   repr(value), f'use {name}={needed!r}')
         self._check_world()
 
     def _check_world(self):
-        "Raise `ValueError` if the clips have another size or number of channels than the model reads, or are too short."
+        "Raise `ValueError` for clips of another size or number of channels than the model reads, or too short."
         world, model, recipe = self.world, self.model, f'recipe {self.name}'
         expect(model.channels == 3, f'{recipe}: model.channels', '3 for RGB videos', model.channels, 'use channels=3')
         if not isinstance(world, WorldCfg): return
         expect(world.size == model.size, f'{recipe}: world.size', f'{model.size}, the size of the model', world.size,
                f'use size={model.size} in the world, or size={world.size} in the model')
         span = (model.frames - 1)*world.skip[0] + 1
-        expect(world.frames >= span, f'{recipe}: world.frames', f'at least {span}, for windows of {model.frames} frames',
-               world.frames, f'use frames={span} or more in the world')
+        expect(world.frames >= span, f'{recipe}: world.frames',
+               f'at least {span}, for windows of {model.frames} frames', world.frames,
+               f'use frames={span} or more in the world')
 
     def build(self) -> VDT:
         "The untrained network."
@@ -67,8 +72,8 @@ class VDTRunCfg(SystemRunCfg):
         "`(loss_fn, batches)` for `learn.train.train`; rendered worlds are below `root`."
         clips = self.world.clips(self.model, self.seed, root)
         def batches(start, rank, world):
-            expect(self.batch % world == 0, f'recipe {self.name}: batch', f'a multiple of {world} processes', self.batch,
-                   f'start {self.batch} processes or one, or use batch={-(-self.batch//world)*world}')
+            expect(self.batch % world == 0, f'recipe {self.name}: batch', f'a multiple of {world} processes',
+                   self.batch, f'start {self.batch} processes or one, or use batch={-(-self.batch//world)*world}')
             return zip(loader(clips, self.batch, seed=self.seed, start=start, rank=rank, world=world), count(start))
         return vdt_loss(self), batches
 
@@ -119,8 +124,7 @@ def vdt_losses(model: Callable,               # a VDT, or a function of the argu
                diffusion: LearnedVarianceDiffusion,
                drawn: VDTDraw) -> dict[str, Float[Tensor, 'b']]:
     "`{'mse', 'vb': loss of every clip}` of one step, means over the target positions."
-    levels = drawn.timesteps[:, None].expand(drawn.x0.shape[:2])
-    x = diffusion.q_sample(drawn.x0, levels, drawn.noise)
+    x = diffusion.q_sample(drawn.x0, diffusion.levels(drawn.timesteps, drawn.x0), drawn.noise)
     out = model(torch.where(drawn.target, x, drawn.x0), drawn.timesteps).float()
     maps = diffusion.loss_maps(out, drawn.x0, x, drawn.noise, drawn.timesteps)
     return {name: mean_over(loss, drawn.target) for name, loss in maps.items()}
@@ -133,7 +137,7 @@ def vdt_loss(run: VDTRunCfg) -> Callable:
 
 # %% ../../nbs/systems/04_vdt_run.ipynb #vr61
 def vdt_tiny() -> VDTRunCfg:
-    "A VDT for the rendered world: 1.7 M parameters, 64 px, 8 frames, all seven tasks; at most 3 hours of one CPU core."
+    "A VDT for the rendered world: 1.6 M parameters, 64 px, 8 frames, all seven tasks; at most 3 hours of one CPU core."
     train = TrainCfg(steps=2800, lr=1e-3, optimizer=MuonCfg(inside=('blocks',)), precision='auto', save_every=100)
     return VDTRunCfg('vdt_tiny', train=train)
 
