@@ -47,28 +47,31 @@ def cpu_seconds(run: Callable, n: int = 1) -> float:
     return (time.process_time() - t0)/n
 
 def matmul_peak(n: int = 4096,            # side of the matrices
-                device='cpu') -> float:   # GFLOP/s
+                device='cpu',
+                clock: Callable = seconds_of    # (run, device) -> seconds of one call
+                ) -> float:               # GFLOP/s
     "Speed of a float32 `torch.mm` of n x n matrices, now and with this process's threads; multiply and add are 2."
     a, b, out = (torch.full((n, n), .5, device=device) for _ in range(3))
     torch.mm(a[:256], b[:, :256])                      # starts threads and loads kernels
-    return 2*n**3/1e9/seconds_of(lambda: torch.mm(a, b, out=out), device)
+    return 2*n**3/1e9/clock(lambda: torch.mm(a, b, out=out), device)
 
 # %% ../nbs/03_measure.ipynb #03c015
 def measure(work: dict[str, Callable],           # {name: what to run}
             per: dict[str, int] | None = None,   # {name: number of equal parts in one run}: its row is about one part
             rounds: int = 5,                     # calls of each piece of work that are measured
             n: int = 4096,                       # side of the matrices, as in `matmul_peak`
-            device='cpu') -> list[dict]:
+            device='cpu',
+            clock: Callable = seconds_of) -> list[dict]:     # as of `matmul_peak`
     """One row per piece of work: counted `gflop`; `ms` and cost `value` in peak-GFLOP (medians over rounds); `low` and
     `high`, the cheapest and the dearest round; `peaks`, the lowest and the highest peak in GFLOP/s."""
-    gflop, timings, peaks = {}, {name: [] for name in work}, [matmul_peak(n, device)]
+    gflop, timings, peaks = {}, {name: [] for name in work}, [matmul_peak(n, device, clock)]
     for name, run in work.items():
         with flop_counter() as f: run()                # the first run also warms up
         gflop[name] = f.get_total_flops()/1e9
     for _ in range(rounds):
         for name, run in work.items():
-            s = seconds_of(run, device)
-            peaks.append(matmul_peak(n, device))
+            s = clock(run, device)
+            peaks.append(matmul_peak(n, device, clock))
             timings[name].append((s, s*(peaks[-2] + peaks[-1])/2))
     def row(name, count):
         s, cost = zip(*timings[name])
