@@ -197,13 +197,16 @@ def _sampled(net, clip, tasks, **kw) -> tuple[list, float]:
     with bar: samples = sample_tasks(net, clip, tasks, batch=together, on_step=show, **kw)
     return samples, time.perf_counter() - start
 
-def _check_run(run, weights: str, steps: int):
-    "Raise `ValueError` for a recipe whose network does not read RGB, or for more denoising steps than it has timesteps."
-    from dfot_vggt.core import expect
-    expect(run.model.channels == 3, weights, 'a VDT that reads RGB', f'one that reads {run.model.channels} channels',
-           'latents need their VAE: encode a clip, sample it (systems.vdt_tasks.sample_tasks) and decode it in Python')
+def _codec_of(run, steps: int) -> tuple:
+    """`(pixels per side of the frames, codec)` of a recipe: RGB as it is, or latents of the VAE that it names. Raises an
+    error for more denoising steps than the recipe has timesteps, and if the VAE cannot be loaded."""
+    from dfot_vggt.core import device, expect
+    from dfot_vggt.systems.latents import LatentsCfg, load_vae
+    from dfot_vggt.systems.vdt_tasks import PIXELS, latents_codec
     most = run.diffusion.timesteps
     expect(steps <= most, '--steps', f'2 to {most}, the timesteps of the recipe', steps, 'pass e.g. --steps 16')
+    if not isinstance(run.world, LatentsCfg): return run.model.size, PIXELS
+    return run.world.size, latents_codec(load_vae(run.world.vae).to(device()))
 
 def _settings(run, net, video, **options) -> dict:
     "All that the results depend on, as JSON values: weights and video as hashes, the recipe, the commit, the options."
@@ -214,7 +217,7 @@ def _settings(run, net, video, **options) -> dict:
     return dict(recipe=recipe_hash(run), name=run.name, weights=weights, commit=commit(), video=digest(video),
                 frames=len(video), **options)
 
-def _sample_into(folder: Path, settings: dict, run, net, video, source: str) -> str:
+def _sample_into(folder: Path, settings: dict, net, video, source: str, **kw) -> str:
     "Sample a video into a folder of results, and return how long it took, in words. A complete folder stays as it is."
     from dfot_vggt.app.generate import claimed
     from dfot_vggt.core import device
@@ -224,7 +227,7 @@ def _sample_into(folder: Path, settings: dict, run, net, video, source: str) -> 
         _remove_temporary(folder)
         options = {name: settings[name] for name in ('context', 'steps', 'seed', 'samples')}
         tasks = _tasks(settings['task'])
-        samples, seconds = _sampled(net.to(device()), video, tasks, diffusion=run.diffusion, **options)
+        samples, seconds = _sampled(net.to(device()), video, tasks, **options, **kw)
         _write_results(folder, settings, samples, clip=source, seconds=round(seconds, 2))
     return f'{seconds:.1f} s'
 
@@ -255,8 +258,8 @@ def dfot_vdt(task: str = 'all',          # one of the seven tasks below, or all
     arbitrary_interpolation: all but --context frames at random places. spatial_temporal: random rectangles.
     The folder --to gets vdt.png (context above, result below, truth last), a film per task (context, result, truth side
     by side) and vdt.json: settings, recipe, commit, seconds, and PSNR of what was generated. Context positions are
-    those of the clip. Of each frame the middle square is used, in the size of the network: 64 x 64 for the weights of the
-    package, which were trained on rendered rooms. All seven tasks take about a minute on one CPU core.
+    those of the clip. Of each frame the middle square is used, in the size of the recipe: 64 x 64 for the weights of the
+    package, which were trained on rendered rooms. Weights of a recipe on latents need its VAE and diffusers. All seven tasks take about a minute on one CPU core.
     Examples: `dfot_vdt`; `dfot_vdt --task interpolation --clip walk.mp4 --context 3`;
     `dfot_vdt --task predict --context 1 --samples 4 --room 5 --to runs/four`;
     `dfot_vdt --clip frames/ --first 100 --skip 2 --frames 12 --weights runs/vdt_tiny`"""
@@ -270,14 +273,14 @@ def dfot_vdt(task: str = 'all',          # one of the seven tasks below, or all
         from dfot_vggt.systems.vdt_tasks import heldout_clip, load_vdt_run
         keep_memory()
         run, net = load_vdt_run(weights, allowed)
-        _check_run(run, weights, steps)
-        n, step, size = frames or run.model.frames, skip or (1 if clip else 2), run.model.size
+        size, codec = _codec_of(run, steps)
+        n, step = frames or run.model.frames, skip or (1 if clip else 2)
         index = range(first, first + (n - 1)*step + 1, step)
         video = _read_clip(clip, index, size) if clip else heldout_clip(n, size, room, step)
         settings = _settings(run, net, video, task=task, first=first, skip=step, context=context, steps=steps,
                              seed=seed, samples=samples, fps=fps)
         source = clip or f'room {room} of the test split'
-        took = _sample_into(Path(to), settings, run, net, video, source)
+        took = _sample_into(Path(to), settings, net, video, source, codec=codec, diffusion=run.diffusion)
     what = task if task != 'all' else f'{len(TASK_NAMES)} tasks'
     each = f', {samples} samples each' if samples > 1 else ''
     print(f'{what}{each}, {took}: {Path(to)}/' + ', '.join(sorted(_names(task), key='vdt.json'.__eq__)))
