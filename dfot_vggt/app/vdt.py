@@ -37,7 +37,8 @@ def _check_numbers(**options):
 def _check_texts(clip, room, first, frames, to, mismatch_ok):
     "Raise `SystemExit` for options that are empty or do not go together."
     if frames == 1:
-        raise SystemExit('--frames: expected 2 or more, or 0 for the window of the network, got 1; pass e.g. --frames 8')
+        raise SystemExit('--frames: expected 2 or more, or 0 for the window of the network, got 1; '
+                         'pass e.g. --frames 8')
     if clip and room: raise SystemExit(f'--room: expected no room beside --clip, got {room}; leave one of them out')
     if first and not clip: raise SystemExit(f'--first: expected a --clip that it counts in, got {first}; leave it out')
     named = re.search(r'\.(png|jpe?g|webp|gif|mp4|json|npz)$', to, re.I)
@@ -66,7 +67,7 @@ def _file_of(clip: str, size: int) -> Path:
            'check the path, or leave --clip out for a rendered room', error=FileNotFoundError)
     if found.is_dir():
         videos = [p.name for p in sorted(found.iterdir()) if p.suffix in ('.mp4', '.npz')]
-        way_out = f'pass one of its files, e.g. {found/videos[0]}' if videos else 'pass a video, or its frames as PNG files'
+        way_out = f'pass e.g. {found/videos[0]}' if videos else 'pass a video, or its frames as PNG files'
         expect(_pictures_in(found), clip, 'a folder of pictures', f'none in {len(os.listdir(found))} files', way_out)
         return found
     try: picture = bool(image_orientation(found))          # reads the header
@@ -99,11 +100,15 @@ def _read_clip(clip: str, index: range, size: int):
     return torch.from_numpy(cover_crop(video, size))/255
 
 # %% ../../nbs/app/08_vdt.ipynb #av31
-def _names(tasks) -> list[str]:
-    "Names of all files of a folder of results; the record comes first."
-    return ['vdt.json', 'vdt.png', *(f'{task}.mp4' for task in tasks)]
+def _tasks(task: str) -> tuple:
+    "The tasks that the option `--task` means."
+    return TASK_NAMES if task == 'all' else (task,)
 
-def _is_complete(folder: Path, names: list, settings: dict) -> bool:
+def _names(task: str) -> list[str]:
+    "Names of all files of a folder of results; the record comes first."
+    return ['vdt.json', 'vdt.png', *(f'{name}.mp4' for name in _tasks(task))]
+
+def _is_complete(folder: Path, settings: dict) -> bool:
     """True if the folder holds the results of these settings, whole. Raises `ValueError`, and nothing is changed, if it
     holds those of other settings, or in the place of an output a file that this command did not write or that was
     changed since."""
@@ -112,13 +117,15 @@ def _is_complete(folder: Path, names: list, settings: dict) -> bool:
     from dfot_vggt.core import expect
     from dfot_vggt.app.generate import check_places
     from dfot_vggt.checksums import sha256
+    names = _names(settings['task'])
     check_places(folder, [folder/name for name in names])
     path, record, another = folder/'vdt.json', {}, 'pass another folder, e.g. --to ' + _free_name(folder)
     if path.is_file():
         try: record = json.loads(path.read_bytes())
         except (ValueError, RecursionError): pass
         ok = isinstance(record, dict) and isinstance(record.get('settings'), dict)
-        expect(ok and isinstance(record.get('files', {}), dict), str(path), 'a record of dfot_vdt', 'something else', another)
+        ok = ok and isinstance(record.get('files', {}), dict)
+        expect(ok, str(path), 'a record of dfot_vdt', 'something else', another)
     present = [name for name in names if (folder/name).exists()]
     expect(record or not present, str(folder), 'no file in the place of an output', ', '.join(present[:4]), another)
     then, files = record.get('settings', settings), record.get('files', {})
@@ -135,7 +142,7 @@ def _free_name(folder: Path) -> str:
     beside = (folder.with_name(f'{folder.resolve().name}-{i}') for i in range(2, 10**6))
     return str(next(p for p in beside if not os.path.lexists(p)))
 
-def _films(samples):
+def _film(samples):
     "Context, samples and truth of one task side by side, enlarged to even sizes, as bytes 't 3 h w'."
     import torch
     import torch.nn.functional as F
@@ -158,22 +165,24 @@ def _write_results(folder: Path, settings: dict, samples: list, **about):
         text = json.dumps(dict(settings=settings, **more), indent=1)
         with writing(folder/'vdt.json', len(text)), atomic_write(folder/'vdt.json') as tmp: tmp.write_text(text)
     write_record()
-    picture = plot_tasks(samples)
-    with writing(folder/'vdt.png', picture.width*picture.height*3), atomic_write(folder/'vdt.png') as tmp: picture.save(tmp)
+    picture, path = plot_tasks(samples), folder/'vdt.png'
+    with writing(path, 3*picture.width*picture.height), atomic_write(path) as tmp: picture.save(tmp)
     for task, of_task in tasks.items():
-        film = _films(of_task)
-        with atomic_write(folder/f'{task}.mp4') as tmp, growing_mp4(tmp, *film.shape[2:], settings['fps']) as write: write(film)
+        film = _film(of_task)
+        with atomic_write(folder/f'{task}.mp4') as tmp, growing_mp4(tmp, *film.shape[2:], settings['fps']) as write:
+            write(film)
     results = {task: _numbers_of(of_task) for task, of_task in tasks.items()}
-    write_record(**about, results=results, files={n: sha256(folder/n) for n in _names(tasks)[1:]})
+    write_record(**about, results=results, files={n: sha256(folder/n) for n in _names(settings['task'])[1:]})
 
 def _numbers_of(samples: list) -> dict:
     "PSNR in dB of each sample of a task over its target positions (None without context), and their share."
     target, context = samples[0].target().float(), bool(samples[0].mask.any())
-    return dict(generated=round(target.mean().item(), 4), context_frames=[i for i, x in enumerate(target) if not x.any()],
+    frames = [i for i, x in enumerate(target) if not x.any()]
+    return dict(generated=round(target.mean().item(), 4), context_frames=frames,
                 psnr=[round(s.psnr(), 2) if context else None for s in samples])
 
 # %% ../../nbs/app/08_vdt.ipynb #av41
-def _sampled(net, clip, tasks, steps, **kw) -> tuple[list, float]:
+def _sampled(net, clip, tasks, **kw) -> tuple[list, float]:
     "`(samples, seconds)` with a progress bar of the denoising steps."
     import time
 
@@ -185,43 +194,42 @@ def _sampled(net, clip, tasks, steps, **kw) -> tuple[list, float]:
         bar.total = done.of
         bar.update()
     together = max(1, 64//len(clip))       # clips of a batch: a bound of memory for long ones
-    with bar: samples = sample_tasks(net, clip, tasks, steps=steps, batch=together, on_step=show, **kw)
+    with bar: samples = sample_tasks(net, clip, tasks, batch=together, on_step=show, **kw)
     return samples, time.perf_counter() - start
 
-def _run(task, clip, room, first, frames, skip, context, steps, seed, samples, weights, to, fps, allowed) -> str:
-    "Sample into a folder, and return the closing line of the command. Large packages are imported here."
-    from dfot_vggt.app.generate import claimed
-    from dfot_vggt.core import commit, device, expect, keep_memory
-    from dfot_vggt.geometry.features import digest
-    from dfot_vggt.learn.runs import recipe_hash
-    from dfot_vggt.systems.vdt_tasks import heldout_clip, load_vdt_run
-    keep_memory()
-    run, net = load_vdt_run(weights, allowed)
-    expect(run.model.channels == 3, weights, 'a VDT that reads RGB', f'one that reads {run.model.channels} channels',
-           'latents need their VAE: encode a clip, sample it (systems.vdt_tasks.sample_tasks) and decode it in Python')
+def _codec_of(run, steps: int) -> tuple:
+    """`(pixels per side of the frames, codec)` of a recipe: RGB as it is, or latents of the VAE that it names. Raises an
+    error for more denoising steps than the recipe has timesteps, and if the VAE cannot be loaded."""
+    from dfot_vggt.core import device, expect
+    from dfot_vggt.systems.latents import LatentsCfg, load_vae
+    from dfot_vggt.systems.vdt_tasks import PIXELS, latents_codec
     most = run.diffusion.timesteps
     expect(steps <= most, '--steps', f'2 to {most}, the timesteps of the recipe', steps, 'pass e.g. --steps 16')
-    frames, folder = frames or run.model.frames, Path(to)
-    skip = skip or (1 if clip else 2)
-    index = range(first, first + (frames - 1)*skip + 1, skip)
-    video = _read_clip(clip, index, run.model.size) if clip else heldout_clip(frames, run.model.size, room, skip)
-    tasks = TASK_NAMES if task == 'all' else (task,)
-    settings = dict(recipe=recipe_hash(run), name=run.name, weights=digest(*net.state_dict().values()), commit=commit(),
-                    task=task, video=digest(video), first=first, frames=frames, skip=skip, context=context, steps=steps,
-                    seed=seed, samples=samples, fps=fps)
-    names = _names(tasks)
-    _is_complete(folder, names, settings)              # before a new folder is made
+    if not isinstance(run.world, LatentsCfg): return run.model.size, PIXELS
+    return run.world.size, latents_codec(load_vae(run.world.vae).to(device()))
+
+def _settings(run, net, video, **options) -> dict:
+    "All that the results depend on, as JSON values: weights and video as hashes, the recipe, the commit, the options."
+    from dfot_vggt.core import commit
+    from dfot_vggt.geometry.features import digest
+    from dfot_vggt.learn.runs import recipe_hash
+    weights = digest(*net.state_dict().values())
+    return dict(recipe=recipe_hash(run), name=run.name, weights=weights, commit=commit(), video=digest(video),
+                frames=len(video), **options)
+
+def _sample_into(folder: Path, settings: dict, net, video, source: str, **kw) -> str:
+    "Sample a video into a folder of results, and return how long it took, in words. A complete folder stays as it is."
+    from dfot_vggt.app.generate import claimed
+    from dfot_vggt.core import device
+    _is_complete(folder, settings)                     # raises before a new folder is made
     with claimed(folder):
-        if _is_complete(folder, names, settings): note = ', computed before'
-        else:
-            _remove_temporary(folder)
-            made, seconds = _sampled(net.to(device()), video, tasks, steps, context=context, samples=samples, seed=seed,
-                                     diffusion=run.diffusion)
-            _write_results(folder, settings, made, clip=clip or f'room {room} of the test split',
-                           seconds=round(seconds, 2))
-            note = f', {seconds:.1f} s'
-    what = f'{len(tasks)} tasks' if len(tasks) > 1 else task
-    return f'{what}{f", {samples} samples each" if samples > 1 else ""}{note}: {folder}/' + ', '.join(names[1:] + names[:1])
+        if _is_complete(folder, settings): return 'computed before'
+        _remove_temporary(folder)
+        options = {name: settings[name] for name in ('context', 'steps', 'seed', 'samples')}
+        tasks = _tasks(settings['task'])
+        samples, seconds = _sampled(net.to(device()), video, tasks, **options, **kw)
+        _write_results(folder, settings, samples, clip=source, seconds=round(seconds, 2))
+    return f'{seconds:.1f} s'
 
 def _remove_temporary(folder: Path):
     "Remove the temporary files of a call that was killed while it wrote into this folder."
@@ -249,9 +257,9 @@ def dfot_vdt(task: str = 'all',          # one of the seven tasks below, or all
     those between every --context-th frame. unconditional: all. one_frame: all but frame --context.
     arbitrary_interpolation: all but --context frames at random places. spatial_temporal: random rectangles.
     The folder --to gets vdt.png (context above, result below, truth last), a film per task (context, result, truth side
-    by side) and vdt.json: settings, recipe, commit, seconds, and PSNR of what was generated. Context positions are those
-    of the clip. Of each frame the middle square is used, in the size of the network: 64 x 64 for the weights of the
-    package, which were trained on rendered rooms. All seven tasks take about a minute on one CPU core.
+    by side) and vdt.json: settings, recipe, commit, seconds, and PSNR of what was generated. Context positions are
+    those of the clip. Of each frame the middle square is used, in the size of the recipe: 64 x 64 for the weights of the
+    package, which were trained on rendered rooms. Weights of a recipe on latents need its VAE and diffusers. All seven tasks take about a minute on one CPU core.
     Examples: `dfot_vdt`; `dfot_vdt --task interpolation --clip walk.mp4 --context 3`;
     `dfot_vdt --task predict --context 1 --samples 4 --room 5 --to runs/four`;
     `dfot_vdt --clip frames/ --first 100 --skip 2 --frames 12 --weights runs/vdt_tiny`"""
@@ -261,5 +269,18 @@ def dfot_vdt(task: str = 'all',          # one of the seven tasks below, or all
     _check_texts(clip, room, first, frames, to, mismatch_ok)
     allowed = tuple(name.strip() for name in mismatch_ok.split(',') if name)
     with ends_in_a_sentence('dfot_vdt', 'nothing half-written is left; the same command begins again'):
-        line = _run(task, clip, room, first, frames, skip, context, steps, seed, samples, weights, to, fps, allowed)
-    print(line)
+        from dfot_vggt.core import keep_memory
+        from dfot_vggt.systems.vdt_tasks import heldout_clip, load_vdt_run
+        keep_memory()
+        run, net = load_vdt_run(weights, allowed)
+        size, codec = _codec_of(run, steps)
+        n, step = frames or run.model.frames, skip or (1 if clip else 2)
+        index = range(first, first + (n - 1)*step + 1, step)
+        video = _read_clip(clip, index, size) if clip else heldout_clip(n, size, room, step)
+        settings = _settings(run, net, video, task=task, first=first, skip=step, context=context, steps=steps,
+                             seed=seed, samples=samples, fps=fps)
+        source = clip or f'room {room} of the test split'
+        took = _sample_into(Path(to), settings, net, video, source, codec=codec, diffusion=run.diffusion)
+    what = task if task != 'all' else f'{len(TASK_NAMES)} tasks'
+    each = f', {samples} samples each' if samples > 1 else ''
+    print(f'{what}{each}, {took}: {Path(to)}/' + ', '.join(sorted(_names(task), key='vdt.json'.__eq__)))
