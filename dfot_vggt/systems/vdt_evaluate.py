@@ -273,7 +273,7 @@ def gap_window(clips: Clips, j: int,                         # number of the win
     return Window(key, tuple(range(first, first + t*step, step)))
 
 def gap_cases(clips: Clips, gap: int, windows: int = 32, batch: int = 8, side: int = 16) -> Iterator[Case]:
-    "Windows for a gap with their masks; only frames between two context frames are scored. `ValueError` for other gaps."
+    "Windows for a gap and their masks; frames between two context frames are scored. `ValueError` for other gaps."
     expect(gap in GAPS and clips.n_frames == 8, 'gap_cases',
            f'a gap of {", ".join(map(str, GAPS))} in windows of 8 frames', f'gap {gap}, {clips.n_frames} frames',
            'pass e.g. gap=8 and clips=held_out(root)')
