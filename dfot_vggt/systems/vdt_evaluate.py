@@ -364,18 +364,21 @@ def gain(record: dict, name: str, than: str,                 # two rows
 def plot_gaps(record: dict,                                  # of the study 'gaps'
               names: Sequence[str] | None = None             # rows; None: all
               ) -> Fig:
-    "PSNR over the gap (left) and sharpness over the gap (right), with 95 % bootstrap intervals over rooms."
+    """PSNR over the gap (left) and sharpness over the gap (right), with 95 % bootstrap intervals over rooms. Rows without
+    cameras are dotted, in the colour of the row with cameras."""
     names, traces = [*(names or record['rows'])], []
     gaps = [*next(iter(record['rows'].values()))['values']]
-    for i, (name, colour) in enumerate(zip(names, colours(names))):
+    models = [name.removesuffix(', no cameras') for name in names]
+    colour = dict(zip(dict.fromkeys(models), colours([*dict.fromkeys(models)])))
+    for i, (name, model) in enumerate(zip(names, models)):
         x = [int(g)*1.03**(i - len(names)/2) for g in gaps]                     # side by side
+        line = dict(color=colour[model], width=1.6, dash='solid' if name == model else 'dot')
         for axis, metric in ('', 'PSNR'), ('2', 'sharpness'):
             mean, low, high = (f32([interval(per_room(record, name, g, metric))[k] for g in gaps]) for k in range(3))
             bars = dict(type='data', array=high - mean, arrayminus=mean - low, thickness=1, width=3)
             traces.append(go.Scatter(x=x, y=mean, error_y=bars, name=name, legendgroup=name, showlegend=not axis,
-                                     mode='lines+markers', line=dict(color=colour, width=1.6), xaxis=f'x{axis}',
-                                     yaxis=f'y{axis}'))
+                                     mode='lines+markers', line=line, xaxis=f'x{axis}', yaxis=f'y{axis}'))
     gap_axis = dict(type='log', tickvals=[int(g) for g in gaps], title='gap (frames of the video)')
     return fig(traces, xaxis=dict(gap_axis, domain=[0, .44]), xaxis2=dict(gap_axis, domain=[.56, 1]),
                yaxis=dict(title='PSNR (dB)'), yaxis2=dict(title='sharpness (1: as the truth)', anchor='x2'), height=380,
-               legend=dict(y=1.04), margin_t=70)
+               legend=dict(orientation='v', x=1.02, y=1, xanchor='left', yanchor='top'))
