@@ -364,8 +364,9 @@ def gain(record: dict, name: str, than: str,                 # two rows
 def plot_gaps(record: dict,                                  # of the study 'gaps'
               names: Sequence[str] | None = None             # rows; None: all
               ) -> Fig:
-    """PSNR over the gap (left) and sharpness over the gap (right), with 95 % bootstrap intervals over rooms. Rows without
-    cameras are dotted, in the colour of the row with cameras."""
+    """PSNR over the gap (left) and sharpness over the gap (right), with 95 % bootstrap intervals over rooms.
+
+    Rows without cameras are dotted, in the colour of the row with cameras."""
     names, traces = [*(names or record['rows'])], []
     gaps = [*next(iter(record['rows'].values()))['values']]
     models = [name.removesuffix(', no cameras') for name in names]
