@@ -147,13 +147,14 @@ def scores(method: Callable,                                 # (batch, mask, noi
            cases: Iterator[Case],
            seed: int = 0                                     # of the noise, which is drawn per window and frame
            ) -> dict[str, list[float]]:
-    "`{metric: value of every window}` of `target_metrics` over the scored positions."
+    "`{metric: value of every window}` of `target_metrics` over the scored positions. `ValueError` without a window."
     parts = []
     for batch, mask, scored in cases:
         t, c, h, w = batch.video.shape[1:]
         names = [f'{key} {index}' for key, index in zip(batch.keys, batch.index.tolist())]
         video = method(batch, mask, frame_noise(seed, names, range(t), (c, h, w)))
         parts.append(target_metrics(video, batch.video, per_pixel(scored.int(), h) > 0))
+    expect(parts, 'scores: cases', 'at least one window', 'none', 'pass e.g. windows=32')
     return {name: [round(v, 4) for part in parts for v in part[name].tolist()] for name in parts[0]}
 
 # %% ../../nbs/systems/06_vdt_evaluate.ipynb #ev31
@@ -235,19 +236,20 @@ def dfot_method(run: RunCfg, model: CachedUViT3DPose,        # of the run, in ev
 
 def dfot_rows(name: str,                                     # of the first row
               run: RunCfg,
-              weights,                                       # folder of the run, or file of its weights
-              step: int,                                     # training steps of the weights
-              steps: int = 16) -> dict[str, Row]:
+              model: CachedUViT3DPose,                       # of the run, in eval mode
+              step: int,                                     # training steps of its weights
+              steps: int = 16                                # of DDIM
+              ) -> dict[str, Row]:
     "Two rows of a DFoT base: with the true cameras, and with hidden cameras."
-    model = load_run(build_trainable(run), weights)
     about = dict(recipe=run.key(), step=step, clips=step*run.batch, sampling_steps=steps)
     conditions = {name: HistoryGuidance.conditional(), f'{name}, no cameras': CAMERAS_HIDDEN}
     return {row: Row(dfot_method(run, model, steps, g), about) for row, g in conditions.items()}
 
 def packaged_dfot_rows(steps: int = 16) -> dict[str, Row]:
     "The rows of the DFoT base in the package."
-    weights = asset('tiny_base.safetensors')
-    return dfot_rows('DFoT, package', shipped_base(), weights, exported_step(weights), steps)
+    run, weights = shipped_base(), asset('tiny_base.safetensors')
+    model = load_run(build_trainable(run), weights, run)
+    return dfot_rows('DFoT, package', run, model, exported_step(weights), steps)
 
 # %% ../../nbs/systems/06_vdt_evaluate.ipynb #ev61
 class Gap(NamedTuple):
@@ -271,7 +273,10 @@ def gap_window(clips: Clips, j: int,                         # number of the win
     return Window(key, tuple(range(first, first + t*step, step)))
 
 def gap_cases(clips: Clips, gap: int, windows: int = 32, batch: int = 8, side: int = 16) -> Iterator[Case]:
-    "Windows for a gap with their masks; only the frames between two context frames are scored."
+    "Windows for a gap and their masks; frames between two context frames are scored. `ValueError` for other gaps."
+    expect(gap in GAPS and clips.n_frames == 8, 'gap_cases',
+           f'a gap of {", ".join(map(str, GAPS))} in windows of 8 frames', f'gap {gap}, {clips.n_frames} frames',
+           'pass e.g. gap=8 and clips=held_out(root)')
     t, (_, context, frames) = clips.n_frames, GAPS[gap]
     cells = (1, t, side, side)
     mask, scored = (frame_mask(t, n)[..., None, None].expand(cells) for n in (context, frames))
@@ -287,7 +292,8 @@ def evaluate_study(method: Callable,                         # (batch, mask, noi
                    clips: Clips,                             # of `held_out`
                    columns: Sequence | None = None,          # tasks or gaps; None: all
                    windows: int = 32, seed: int = 0) -> dict[str, dict]:
-    "`{task or gap: {metric: value of every window}}` of one method."
+    "`{task or gap: {metric: value of every window}}` of one method. `ValueError` for an unknown study."
+    expect(study in STUDIES, 'study', f'one of {", ".join(STUDIES)}', repr(study), "pass 'gaps' for interpolation")
     every, cases = STUDIES[study]
     return {str(c): scores(method, cases(clips, c, windows), seed) for c in columns or every}
 
@@ -358,18 +364,22 @@ def gain(record: dict, name: str, than: str,                 # two rows
 def plot_gaps(record: dict,                                  # of the study 'gaps'
               names: Sequence[str] | None = None             # rows; None: all
               ) -> Fig:
-    "PSNR over the gap (left) and sharpness over the gap (right), with 95 % bootstrap intervals over rooms."
+    """PSNR over the gap (left) and sharpness over the gap (right), with 95 % bootstrap intervals over rooms.
+
+    Rows without cameras are dotted, in the colour of the row with cameras."""
     names, traces = [*(names or record['rows'])], []
     gaps = [*next(iter(record['rows'].values()))['values']]
-    for i, (name, colour) in enumerate(zip(names, colours(names))):
+    models = [name.removesuffix(', no cameras') for name in names]
+    colour = dict(zip(dict.fromkeys(models), colours([*dict.fromkeys(models)])))
+    for i, (name, model) in enumerate(zip(names, models)):
         x = [int(g)*1.03**(i - len(names)/2) for g in gaps]                     # side by side
+        line = dict(color=colour[model], width=1.6, dash='solid' if name == model else 'dot')
         for axis, metric in ('', 'PSNR'), ('2', 'sharpness'):
             mean, low, high = (f32([interval(per_room(record, name, g, metric))[k] for g in gaps]) for k in range(3))
             bars = dict(type='data', array=high - mean, arrayminus=mean - low, thickness=1, width=3)
             traces.append(go.Scatter(x=x, y=mean, error_y=bars, name=name, legendgroup=name, showlegend=not axis,
-                                     mode='lines+markers', line=dict(color=colour, width=1.6), xaxis=f'x{axis}',
-                                     yaxis=f'y{axis}'))
+                                     mode='lines+markers', line=line, xaxis=f'x{axis}', yaxis=f'y{axis}'))
     gap_axis = dict(type='log', tickvals=[int(g) for g in gaps], title='gap (frames of the video)')
     return fig(traces, xaxis=dict(gap_axis, domain=[0, .44]), xaxis2=dict(gap_axis, domain=[.56, 1]),
                yaxis=dict(title='PSNR (dB)'), yaxis2=dict(title='sharpness (1: as the truth)', anchor='x2'), height=380,
-               legend=dict(y=1.04), margin_t=70)
+               legend=dict(orientation='v', x=1.02, y=1, xanchor='left', yanchor='top'))
