@@ -274,7 +274,7 @@ def exported_step(path) -> int:
            'write the file again with export_weights(folder, name, to)')
     return int(step)
 
-def continue_from(run: RunCfg,
+def continue_from(run: AnyRunCfg,
                   path,            # a file that `export_weights` wrote
                   folder,          # new, of the run
                   # what may differ from `run`: ('recipe',) to go on with other settings, ('base',) on another base

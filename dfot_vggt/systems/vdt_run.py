@@ -56,7 +56,7 @@ class VDTRunCfg(SystemRunCfg):
     def _check_world(self):
         "Raise `ValueError` for clips of another size or number of channels than the model reads, or too short."
         world, model, recipe = self.world, self.model, f'recipe {self.name}'
-        rgb = not isinstance(world, LatentsCfg)                       # the latents on the disk have their channels and size
+        rgb = not isinstance(world, LatentsCfg)        # the size of latents is compared when their files are read
         expect(model.channels == 3 or not rgb, f'{recipe}: model.channels', '3 for RGB videos', model.channels,
                'use channels=3')
         if not isinstance(world, WorldCfg): return
