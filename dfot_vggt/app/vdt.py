@@ -198,8 +198,8 @@ def _sampled(net, clip, tasks, **kw) -> tuple[list, float]:
     return samples, time.perf_counter() - start
 
 def _codec_of(run, steps: int) -> tuple:
-    """`(pixels per side of the frames, codec)` of a recipe: RGB as it is, or latents of the VAE that it names. Raises an
-    error for more denoising steps than the recipe has timesteps, and if the VAE cannot be loaded."""
+    """`(pixels per side of the frames, codec)` of a recipe: RGB as it is, or latents of the VAE that it names. Raises
+    an error for more denoising steps than the recipe has timesteps, and if the VAE cannot be loaded."""
     from dfot_vggt.core import device, expect
     from dfot_vggt.systems.latents import LatentsCfg, load_vae
     from dfot_vggt.systems.vdt_tasks import PIXELS, latents_codec
@@ -256,10 +256,11 @@ def dfot_vdt(task: str = 'all',          # one of the seven tasks below, or all
     predict: the frames after the first --context ones. backward: those before the last --context ones. interpolation:
     those between every --context-th frame. unconditional: all. one_frame: all but frame --context.
     arbitrary_interpolation: all but --context frames at random places. spatial_temporal: random rectangles.
-    The folder --to gets vdt.png (context above, result below, truth last), a film per task (context, result, truth side
-    by side) and vdt.json: settings, recipe, commit, seconds, and PSNR of what was generated. Context positions are
-    those of the clip. Of each frame the middle square is used, in the size of the recipe: 64 x 64 for the weights of the
-    package, which were trained on rendered rooms. Weights of a recipe on latents need its VAE and diffusers. All seven tasks take about a minute on one CPU core.
+    The folder --to gets vdt.png (context above, result below, truth last), a film per task (context, result, truth
+    side by side) and vdt.json: settings, recipe, commit, seconds, and PSNR of what was generated. Context positions are
+    those of the clip. Of each frame the middle square is used, in the size of the recipe: 64 x 64 for the weights of
+    the package, which were trained on rendered rooms. Weights of a recipe on latents need its VAE, and diffusers.
+    Without options all seven tasks of a room take well under two minutes on one CPU core.
     Examples: `dfot_vdt`; `dfot_vdt --task interpolation --clip walk.mp4 --context 3`;
     `dfot_vdt --task predict --context 1 --samples 4 --room 5 --to runs/four`;
     `dfot_vdt --clip frames/ --first 100 --skip 2 --frames 12 --weights runs/vdt_tiny`"""
