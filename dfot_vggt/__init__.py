@@ -1,5 +1,5 @@
 """3-D geometry (VGGT) for camera-controlled video diffusion (DFoT). What this package offers by name is loaded when it is first used."""
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 from importlib import import_module as _import_module
 
@@ -23,6 +23,7 @@ _PUBLIC = {                                                # module: names that 
     'inject.memory': 'MemoryCfg MemoryNet',
     'learn.train': 'TrainCfg train',
     'learn.config': 'RunCfg',
+    'systems.vdt': 'VDT VDTCfg load_vdt',
     'learn': 'recipes'}
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = [*_WHERE]

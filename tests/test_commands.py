@@ -165,7 +165,14 @@ LIGHT = [                                          # command, arguments, exit co
     ('check', ['.', '--hlp'], 2, 'unrecognized arguments: --hlp'),
     ('check', [], 2, 'the following arguments are required: folder'),
     ('check', ['absent'], 1, "expected a folder, got 'absent'; pass e.g. data/re10k"),
-    ('check', ['.', '--workers', '0'], 1, '--workers: expected 1 or more, got 0')]
+    ('check', ['.', '--workers', '0'], 1, '--workers: expected 1 or more, got 0'),
+    ('vdt', ['--help'], 0, 'Examples: `dfot_vdt`;'),
+    ('vdt', ['--help'], 0, 'spatial_temporal'),
+    ('vdt', ['--hlp'], 2, 'unrecognized arguments: --hlp'),
+    ('vdt', ['--task', 'interpolate'], 1, "got 'interpolate'; did you mean 'interpolation'?"),
+    ('vdt', ['--steps', '1'], 1, '--steps: expected a whole number from 2 to 1000, got 1'),
+    ('vdt', ['--frames', '1'], 1, '--frames: expected 2 or more'),
+    ('vdt', ['--to', 'grid.png'], 1, "--to: expected the name of a folder, got 'grid.png'")]
 
 @pytest.mark.parametrize('name,args,right,message', LIGHT)
 def test_help_and_misspelt_arguments_need_no_torch(tmp_path, name, args, right, message):

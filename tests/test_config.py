@@ -28,13 +28,16 @@ from dfot_vggt.inject.memory import MemoryCfg
 from dfot_vggt.inject.points import PointsCfg
 from dfot_vggt.inject.tokens import TokenCfg
 from dfot_vggt.learn.cached import written
-from dfot_vggt.learn.config import Re10kCfg, RunCfg, VGGTRunCfg, WorldCfg
+from dfot_vggt.learn.config import Re10kCfg, RunCfg, SystemRunCfg, VGGTRunCfg, WorldCfg
 from dfot_vggt.learn.metrics import METRICS, Table
 from dfot_vggt.learn.muon import MuonCfg
 from dfot_vggt.learn.recipes import table, tiny_base, tiny_control
 from dfot_vggt.learn.train import TrainCfg
 from dfot_vggt.measure import Report
 from dfot_vggt.show import fig, lines, plot_checks, video_tag
+from dfot_vggt.systems.vdt import VDTCfg
+from dfot_vggt.systems.vdt_masks import MaskMixture
+from dfot_vggt.systems.vdt_run import VDTRunCfg
 from dfot_vggt.trace import Trace, html_table, liveness, trace_diff
 from dfot_vggt.widgets.level_explorer import LevelExplorer
 
@@ -168,8 +171,8 @@ def subclasses(cls):
     for c in cls.__subclasses__(): yield from (c, *subclasses(c))
 for m in pkgutil.walk_packages(dfot_vggt.__path__, 'dfot_vggt.'): importlib.import_module(m.name)
 MADE = {Branch: Branch(1.), HistoryGuidance: HistoryGuidance.conditional(), ControlCfg: ControlCfg(8, 8), TokenCfg: TokenCfg(8, 8), AlignCfg: AlignCfg(8),
-        RunCfg: RunCfg('a'), VGGTRunCfg: VGGTRunCfg('a')}
-CONFIGS = [MADE.get(c) or c() for c in dict.fromkeys(subclasses(Cfg)) if c.__module__.startswith('dfot_vggt')]
+        RunCfg: RunCfg('a'), VGGTRunCfg: VGGTRunCfg('a'), VDTRunCfg: VDTRunCfg('a')}
+CONFIGS = [MADE.get(c) or c() for c in dict.fromkeys(subclasses(Cfg)) if c.__module__.startswith('dfot_vggt') and c is not SystemRunCfg]     # a base class
 
 @pytest.mark.parametrize('cfg', CONFIGS, ids=lambda c: type(c).__name__)
 def test_R14_every_field_has_the_type_of_its_annotation(cfg):
@@ -190,7 +193,7 @@ def test_R14_every_field_has_the_type_of_its_annotation(cfg):
 
 def test_all_config_classes_are_tested():
     assert {type(c).__name__ for c in CONFIGS} >= {'TrainCfg', 'MuonCfg', 'RunCfg', 'VGGTRunCfg', 'WorldCfg', 'Re10kCfg', 'UViTCfg', 'DiffusionCfg', 'DiscreteCfg',
-        'VGGTCfg', 'AggregatorCfg', 'DPTCfg', 'TrackCfg', 'CacheCfg', 'ControlCfg', 'TokenCfg', 'MemoryCfg', 'AlignCfg', 'StudyCfg', 'PrefixMixture', 'Branch'}
+        'VGGTCfg', 'AggregatorCfg', 'DPTCfg', 'TrackCfg', 'CacheCfg', 'ControlCfg', 'TokenCfg', 'MemoryCfg', 'AlignCfg', 'StudyCfg', 'PrefixMixture', 'Branch', 'VDTCfg', 'MaskMixture', 'VDTRunCfg'}
 
 NONSENSE = [
     (TrainCfg(), dict(steps=(0, -1), lr=(0., -1e-3), warmup=(-1,), decay=(-.1, 1.1), betas=((.9, 1.), (-.1, .9)), weight_decay=(-.1,), clip=(0., -1.),
@@ -199,6 +202,8 @@ NONSENSE = [
     (WorldCfg(), dict(rooms=(0,), test_rooms=(-1,), frames=(0,), size=(0,), skip=((0, 1), (3, 2)))), (Re10kCfg(), dict(where=('',), skip=((2, 1),))),
     (RunCfg('a'), dict(batch=(0,), history=(-1,), noised_context=(1.1,), finite=(-1,), layers=((-1,),))),
     (RunCfg('a', vggt=VGGTCfg.tiny()), dict(layers=((5,),))), (VGGTRunCfg('a'), dict(frames=(0,), batch=(7,), dense=(0,))),
+    (VDTCfg(), dict(size=(0, 33), channels=(0,), frames=(0,), patch=(0, 5), width=(0, 1153), depth=(0,), heads=(0, 7), classes=(0,), class_dropout=(1., -.1))),
+    (MaskMixture(), dict(predict=(-1.,), spatial_temporal=(-.1,))), (VDTRunCfg('a'), dict(batch=(0,), model=(VDTCfg.tiny().replace(channels=4), VDTCfg.tiny().replace(frames=1)))),
     (UViTCfg(), dict(channels=((64, 0), (64,)), blocks=(('R', 'X'),), updown=((0,),), mid=(0,), heads=(0,), emb=(0,), patch=(0,), size=(0, 63, -64), frames=(0,),
                      freqs=(0,), cond_patch=(0,), pos=('x',), rope_frames=(-1,), dropout=((0., 1.),), cond_dropout=(2.,), std=((0., 1., 1.),))),
     (DiffusionCfg(), dict(timesteps=(1, 10**9), shift=(0.,), precond=(0.,), clip=(0.,), decay=(2.,), schedule=('x',), prediction_type=('eps',), loss_weight=('',))),

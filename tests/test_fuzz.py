@@ -111,10 +111,11 @@ class Recipe(Kind):
     def seeds(self, folder):
         recipes = importlib.import_module('dfot_vggt.learn.recipes')
         for name in ('tiny_base', 'tiny_control', 'tiny_memory', 'tiny_vggt'): recipes.RECIPES[name]().save(folder/f'{name}.yaml')
+        named('systems.vdt_run:vdt_tiny')().save(folder/'vdt_tiny.yaml')
         return sorted(folder.glob('*.yaml'))
     def read(self, path): return named('learn.recipes:recipe_of')(str(path))
     def sane(self, run):
-        assert type(run).__name__ in ('RunCfg', 'VGGTRunCfg'), type(run)
+        assert type(run).__name__ in ('RunCfg', 'VGGTRunCfg', 'VDTRunCfg'), type(run)
         assert run.train.lr > 0 and run.train.steps >= 0 and run.batch >= 1 and run.train.save_every >= 1, run
         assert 'nan' not in run.to_yaml() and not re.search(r'[/\\]|^\.*$', run.name), run.name
 

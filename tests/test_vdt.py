@@ -10,6 +10,7 @@ from dfot_vggt.app.rollout import dfot_rollout
 from dfot_vggt.app.study import dfot_study
 from dfot_vggt.app.train import dfot_train
 from dfot_vggt.core import build
+from dfot_vggt.data.class_folders import FoldersCfg
 from dfot_vggt.learn.ablate import run_ablation
 from dfot_vggt.learn.cached import all_recipes
 from dfot_vggt.learn.config import RunCfg, VGGTRunCfg, WorldCfg
@@ -17,7 +18,7 @@ from dfot_vggt.learn.heldout import heldout_psnr, loss_on_batches, record_run
 from dfot_vggt.learn.recipes import RECIPES, baseline, recipe_of, show_diff
 from dfot_vggt.learn.runs import build_trainable, continue_from, export_weights, load_run, load_trained, recipe_hash, train_run
 from dfot_vggt.run_folder import saved_step
-from dfot_vggt.systems.vdt import VDTCfg
+from dfot_vggt.systems.vdt import VDTCfg, load_vdt
 from dfot_vggt.systems.vdt_run import VDT_RECIPES, VDTRunCfg, vdt_tiny
 from test_processes import KILLS, lines_of, start, stopped, there_are_two, until, weights_apart
 
@@ -139,6 +140,26 @@ def test_an_unknown_name(here):
     assert "did you mean 'vdt_tiny'?" in refusal('vdt_tny')
     assert not [*here.iterdir()]
 
+def test_videos_that_are_not_there(here):
+    "The recipe is right, the folder is not: one sentence, and no folder of the run."
+    run = mini(2)
+    for where, words in (('absent', 'absent: expected a folder with one folder per class, got no such folder; '), ('empty', 'one folder per class'),
+                         ('loose', 'outside of class folders'), ('hollow', 'hollow/Class: expected ')):
+        if where != 'absent': (here/where).mkdir()
+        if where == 'loose': (here/where/'a.mp4').write_bytes(b'')
+        if where == 'hollow': (here/where/'Class').mkdir()
+        run.replace(world=FoldersCfg(where)).save(here/'videos.yaml')
+        assert words in refusal('videos.yaml'), where
+        assert not (here/'runs').exists() or not [*(here/'runs').rglob('*')]
+
+def test_latents_that_are_not_there(here):
+    "`dfot_train vdt_sky` before the videos are encoded: the sentence holds the call that does it, and that call says if there are no videos."
+    message = refusal('vdt_sky')
+    assert "data/sky_latents: expected latents, got none; make them once: from dfot_vggt.systems.latents import encode_folders; " in message, message
+    with pytest.raises(FileNotFoundError, match='data/sky_timelapse: expected a folder with one folder per class, got no such folder'):
+        exec(message.split('make them once: ')[1])
+    assert not [f for f in here.rglob('*') if f != here/'runs'], 'nothing was written'
+
 def test_a_folder_of_another_run(here):
     mini(2).save(here/'a.yaml')
     dfot_train('a.yaml', 'a')
@@ -194,6 +215,9 @@ def test_exported_weights_load_and_continue(here):
     export_weights('runs/mini', 'mini', 'shared')
     assert build('shared/mini.yaml') == run and [json.loads(l)['step'] for l in open('shared/mini.jsonl')] == [9]
     loaded = load_run(run.build(), 'shared/mini.safetensors', run)
+    for source in ('shared/mini.safetensors', 'runs/mini'):                     # by the loader of released weights, too
+        by_name = load_vdt(source, run.model)
+        for (n, p), q in zip(by_name.named_parameters(), (model if 'runs' in source else loaded).parameters(), strict=True): assert torch.equal(p, q), n
     for (n, p), q in zip(loaded.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
         if not p.requires_grad: assert torch.equal(p, q), n

@@ -25,7 +25,8 @@ def belongs(run: AnyRunCfg,
             ) -> Manifest:
     """Manifest of the shards that the cache of a recipe must hold; computed without loading weights.
     `ValueError` for a run without cached features: no VGGT layers, or new windows in every step."""
-    way_out = 'give it vggt=..., layers=... and finite=...' if isinstance(run, RunCfg) else 'only injectors read features'
+    way_out = 'only injectors read features'
+    if isinstance(run, RunCfg): way_out = 'give it vggt=..., layers=... and finite=...'
     expect(getattr(run, 'layers', ()) and run.finite, f'recipe {run.name}',
            'layers of VGGT that are read on a finite list of windows', 'none', f'nothing can be kept for it: {way_out}')
     return FiniteWindows(run, root).manifest()

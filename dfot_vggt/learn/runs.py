@@ -68,7 +68,7 @@ def build_model(run: RunCfg, base: UViT3DPose) -> nn.Module:
     return Injected(base, injectors, run.train_base) if injectors else base
 
 def build_trainable(run: AnyRunCfg) -> nn.Module:
-    "The module that a run trains, before its first step: a denoiser, injectors on a base, a VGGT, the model of a system."
+    "The module that a run trains, before its first step: a denoiser, injectors on a base, a VGGT, or another system."
     if isinstance(run, SystemRunCfg): return run.build()
     if isinstance(run, VGGTRunCfg): return new_vggt(run.vggt, run.seed)
     return build_model(run, build_base(run))
@@ -150,8 +150,7 @@ def train_run(run: AnyRunCfg,
     A run that is finished is not trained again."""
     folder = Path(folder or Path(root)/run.name)
     with hold_folder(folder, _settings(run), run.train) as held:
-        model = build_trainable(run)
-        loss_fn, batches = _loss_and_batches(run, model, root, cache)
+        model, loss_fn, batches = _model_loss_batches(run, root, cache)
         log = train(model, loss_fn, batches, run.train, held, observers, provenance(run, model))
         return load_run(model, folder), log
 
@@ -159,9 +158,16 @@ def _settings(run: AnyRunCfg) -> dict:
     "`{file name: config}` that the folder of a run holds; the first is compared as a whole."
     return {'recipe.yaml': run, 'config.yaml': run.train}
 
-def _loss_and_batches(run: AnyRunCfg, model: nn.Module, root, cache: FeatureCache | None) -> tuple:
+def _model_loss_batches(run: AnyRunCfg, root, cache: FeatureCache | None) -> tuple:
+    "`(model, loss_fn, batches)` for `train`."
+    if isinstance(run, SystemRunCfg):
+        loss_fn, batches = run.loss_and_batches(root)       # first: absent data are found before a large model is built
+        return run.build(), loss_fn, batches
+    model = build_trainable(run)
+    return model, *_loss_and_batches(run, model, root, cache)
+
+def _loss_and_batches(run: RunCfg | VGGTRunCfg, model: nn.Module, root, cache: FeatureCache | None) -> tuple:
     "`(loss_fn, batches)` for `train`. For a finite list of windows the feature cache is filled first."
-    if isinstance(run, SystemRunCfg): return run.loss_and_batches(root)
     if isinstance(run, VGGTRunCfg):
         rooms = Rooms(run.world.folder(root), 'training', run.frames, run.world.skip, run.world.size,
                       flip=.5, reverse=.5, seed=run.seed)
@@ -221,7 +227,7 @@ def load_trained(recipe,                     # file of the recipe, e.g. recipe.y
 def export_weights(folder,         # of the run
                    name: str,      # of the files, without ending
                    to,             # folder of the files
-                   # modules whose configs the recipe may name: add the module of a system that is not of this package
+                   # modules whose configs the recipe may name: add that of a system outside this package
                    prefixes: tuple = ('dfot_vggt.',)):
     """Write `<name>.safetensors` (trained parameters float16, all else float32; the header records what they are, as
     that of the run's weights does), `<name>.yaml` (the recipe) and `<name>.jsonl` (losses, means over ten steps;

@@ -92,10 +92,12 @@ def loss_maps(self: LearnedVarianceDiffusion,
     prediction, v = out.chunk(2, 2)
     step = self.reverse_step(torch.cat([prediction.detach(), v], 2), x, i)
     low = self._at('log_posterior_var', levels)[..., None, None, None]
-    kl = _kl(self.posterior(x0, x, levels)[0], low, step.mean, step.log_var)
-    at_zero = (levels == 0)[..., None, None, None]
-    vb = torch.where(at_zero, -_log_likelihood(x0, step.mean, step.log_var/2), kl)/math.log(2)
-    return dict(mse=self.loss_map(prediction, x0, noise, levels), vb=vb)
+    vb = _kl(self.posterior(x0, x, levels)[0], low, step.mean, step.log_var)
+    at_zero = i == 0
+    if at_zero.any():
+        likelihood = _log_likelihood(x0[at_zero], step.mean[at_zero], step.log_var[at_zero]/2)
+        vb = vb.index_put((at_zero,), -likelihood)
+    return dict(mse=self.loss_map(prediction, x0, noise, levels), vb=vb/math.log(2))
 
 def _kl(mean, log_var, other, other_log_var):
     "KL divergence of a normal distribution from another, in nats."

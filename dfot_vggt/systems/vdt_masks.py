@@ -53,7 +53,7 @@ def _shape_way_out(shape: tuple, b: int, t: int) -> str:
     if shape[:2] == (b, t): return 'use the cells of the patch grid: size//patch along each side'
     return f'make it for these frames: task_mask(task, {t}, side).expand({b}, -1, -1, -1)'
 
-def check_mask(mask,             # tensor of 0 (target) and 1 (context): 'b t', or 'b t h w' with cells that divide a frame
+def check_mask(mask,             # 'b t', or 'b t h w' with cells that divide a frame; 0 target, 1 context
                frames: Tensor):  # 'b t c h w', as the network reads them
     """Raise `ValueError` unless `mask` fits `frames`, has the codes 0 and 1 only, and a target in every clip.
 
@@ -83,11 +83,11 @@ def draw_blocks(side: int,                    # cells along one side of a frame
                 gen: torch.Generator) -> Int[Tensor, 'h w']:
     """Mask of one frame: rectangles that cover half of the cells (rounded down), or a few more, are targets.
 
-    A rectangle has at least 4 cells, its height over width is between .3 and 3.3. There is a target in every grid; in a
-    grid of up to 3 x 3 cells all may be targets."""
-    mask, wanted = torch.full((side, side), CONTEXT), max(1, side*side//2)
+    A rectangle has about 4 cells or more, its height over width is between .3 and 3.3. There is a target in every grid;
+    in a grid of up to 3 x 3 cells all may be targets."""
+    mask, half = torch.full((side, side), CONTEXT), max(1, side*side//2)
     for attempt in range(100):
-        left = wanted - int((mask == TARGET).sum())
+        left = half - int((mask == TARGET).sum())
         if left <= 0: return mask
         area, shape = torch.rand(2, generator=gen).tolist()
         area, ratio = 4 + area*max(left - 4, 0), .3*(3.3/.3)**shape
@@ -274,8 +274,8 @@ def target_shares(task: str, t: int, side: int,
 def plot_mixture(mixture: MaskMixture, t: int, side: int) -> Fig:
     """Figure of a mixture: a row for every task that it draws, with its share of the clips.
 
-    Left: one mask, frame by frame (orange: target, grey: context). Right: the share of target positions in 200 masks; the
-    area of a point is the number of masks."""
+    Left: one mask, frame by frame (orange: target, grey: context). Right: the share of target positions in 200 masks;
+    the area of a point is the number of masks."""
     total, gap = sum(mixture.shares()), 1 + side//4
     shares = {task: share/total for task, share in zip(TASKS, mixture.shares()) if share}
     masks = [F.pad(draw_task(task, t, side, rng('plot_mixture', task)), (0, gap, 0, gap), value=2) for task in shares]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VDT_RECIPES', 'VDTRunCfg', 'VDTDraw', 'draw_vdt', 'clean_frames', 'per_pixel', 'mean_over', 'vdt_losses', 'vdt_loss',
-           'vdt_tiny']
+           'vdt_tiny', 'vdt_sky']
 
 # %% ../../nbs/systems/04_vdt_run.ipynb #vr04
 from collections.abc import Callable
@@ -17,12 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core import expect, rng, seed_all
+from ..data.class_folders import FoldersCfg
 from ..data.clips import loader
 from ..denoiser.diffusion import DiscreteCfg
 from ..denoiser.tasks import TARGET
 from ..learn.config import Re10kCfg, SystemRunCfg, WorldCfg
 from ..learn.muon import MuonCfg
 from ..learn.train import TrainCfg
+from .latents import LatentsCfg
 from .vdt import VDT, VDTCfg
 from .vdt_diffusion import VDT_DIFFUSION, LearnedVarianceDiffusion
 from .vdt_masks import MaskMixture
@@ -32,7 +34,7 @@ from .vdt_masks import MaskMixture
 class VDTRunCfg(SystemRunCfg):
     "Everything that a trained VDT depends on. `ValueError` for a model that cannot read the clips of its world."
     name: str                                 # also the name of the default folder, runs/<name>
-    world: WorldCfg | Re10kCfg = WorldCfg()   # source of the clips
+    world: WorldCfg | Re10kCfg | FoldersCfg | LatentsCfg = WorldCfg()     # source of the clips
     model: VDTCfg = VDTCfg.tiny()             # the network
     diffusion: DiscreteCfg = VDT_DIFFUSION    # noise schedule
     masks: MaskMixture = MaskMixture()        # share of every task
@@ -45,18 +47,25 @@ class VDTRunCfg(SystemRunCfg):
         self.check_ranges(batch='[1, 1000000]')
         expect(self.model.frames > 1, f'recipe {self.name}: model.frames', 'at least 2, context and target',
                self.model.frames, 'use e.g. frames=8')
+        for name, needed in dict(prediction_type='epsilon', loss_weight='uniform').items():
+            value = getattr(self.diffusion, name)
+            expect(value == needed, f'recipe {self.name}: diffusion.{name}', f'{needed!r}, as all VDTs have',
+                   repr(value), f'use {name}={needed!r}')
         self._check_world()
 
     def _check_world(self):
-        "Raise `ValueError` if the clips have another size or number of channels than the model reads, or are too short."
+        "Raise `ValueError` for clips of another size or number of channels than the model reads, or too short."
         world, model, recipe = self.world, self.model, f'recipe {self.name}'
-        expect(model.channels == 3, f'{recipe}: model.channels', '3 for RGB videos', model.channels, 'use channels=3')
+        rgb = not isinstance(world, LatentsCfg)                       # the latents on the disk have their channels and size
+        expect(model.channels == 3 or not rgb, f'{recipe}: model.channels', '3 for RGB videos', model.channels,
+               'use channels=3')
         if not isinstance(world, WorldCfg): return
         expect(world.size == model.size, f'{recipe}: world.size', f'{model.size}, the size of the model', world.size,
                f'use size={model.size} in the world, or size={world.size} in the model')
         span = (model.frames - 1)*world.skip[0] + 1
-        expect(world.frames >= span, f'{recipe}: world.frames', f'at least {span}, for windows of {model.frames} frames',
-               world.frames, f'use frames={span} or more in the world')
+        expect(world.frames >= span, f'{recipe}: world.frames',
+               f'at least {span}, for windows of {model.frames} frames', world.frames,
+               f'use frames={span} or more in the world')
 
     def build(self) -> VDT:
         "The untrained network."
@@ -67,8 +76,8 @@ class VDTRunCfg(SystemRunCfg):
         "`(loss_fn, batches)` for `learn.train.train`; rendered worlds are below `root`."
         clips = self.world.clips(self.model, self.seed, root)
         def batches(start, rank, world):
-            expect(self.batch % world == 0, f'recipe {self.name}: batch', f'a multiple of {world} processes', self.batch,
-                   f'start {self.batch} processes or one, or use batch={-(-self.batch//world)*world}')
+            expect(self.batch % world == 0, f'recipe {self.name}: batch', f'a multiple of {world} processes',
+                   self.batch, f'start {self.batch} processes or one, or use batch={-(-self.batch//world)*world}')
             return zip(loader(clips, self.batch, seed=self.seed, start=start, rank=rank, world=world), count(start))
         return vdt_loss(self), batches
 
@@ -119,8 +128,7 @@ def vdt_losses(model: Callable,               # a VDT, or a function of the argu
                diffusion: LearnedVarianceDiffusion,
                drawn: VDTDraw) -> dict[str, Float[Tensor, 'b']]:
     "`{'mse', 'vb': loss of every clip}` of one step, means over the target positions."
-    levels = drawn.timesteps[:, None].expand(drawn.x0.shape[:2])
-    x = diffusion.q_sample(drawn.x0, levels, drawn.noise)
+    x = diffusion.q_sample(drawn.x0, diffusion.levels(drawn.timesteps, drawn.x0), drawn.noise)
     out = model(torch.where(drawn.target, x, drawn.x0), drawn.timesteps).float()
     maps = diffusion.loss_maps(out, drawn.x0, x, drawn.noise, drawn.timesteps)
     return {name: mean_over(loss, drawn.target) for name, loss in maps.items()}
@@ -133,8 +141,17 @@ def vdt_loss(run: VDTRunCfg) -> Callable:
 
 # %% ../../nbs/systems/04_vdt_run.ipynb #vr61
 def vdt_tiny() -> VDTRunCfg:
-    "A VDT for the rendered world: 1.7 M parameters, 64 px, 8 frames, all seven tasks; at most 3 hours of one CPU core."
+    "A VDT for the rendered world: 1.6 M parameters, 64 px, 8 frames, all seven tasks; at most 3 hours of one CPU core."
     train = TrainCfg(steps=2800, lr=1e-3, optimizer=MuonCfg(inside=('blocks',)), precision='auto', save_every=100)
     return VDTRunCfg('vdt_tiny', train=train)
 
-VDT_RECIPES = {f.__name__: f for f in (vdt_tiny,)}
+def vdt_sky() -> VDTRunCfg:
+    """VDT-L/2 at the released sizes: 16 frames of 256 px as latents 4 x 32 x 32, from Sky Time-lapse in class folders.
+
+    Learning rate, average and weight decay are those of VDT-unofficial; batch, warm-up and steps are not published."""
+    train = TrainCfg(steps=500_000, lr=1e-4, warmup=1000, decay=0., betas=(.9, .999), weight_decay=0., ema=.9999,
+                     precision='bf16', save_every=5000)
+    world = LatentsCfg('data/sky_latents', FoldersCfg('data/sky_timelapse', skip=(1, 1), flip=0.))
+    return VDTRunCfg('vdt_sky', world, VDTCfg.large(), train=train, batch=64)
+
+VDT_RECIPES = {f.__name__: f for f in (vdt_tiny, vdt_sky)}
