@@ -251,6 +251,8 @@ class VDT(nn.Module):
         expect(frame == [cfg.channels, cfg.size, cfg.size], 'VDT: frames of x',
                f'channels, height, width = {[cfg.channels, cfg.size, cfg.size]}', frame,
                f'resize the frames, or build the network with cfg.replace(channels={frame[0]}, size={frame[1]})')
+        expect(timesteps.shape == (b,), 'VDT: timesteps', f'one per clip, shape {(b,)}', tuple(timesteps.shape),
+               'pass one number per clip: all its target frames share it')
         tokens = self.x_embedder(x.flatten(0, 1)) + self.pos_embed
         tokens = tokens.unflatten(0, (b, t)) + self.frame_positions(t)[:, :, None]
         c = self.t_embedder(timesteps) + self.y_embedder(torch.zeros_like(timesteps, dtype=torch.long))
