@@ -391,8 +391,8 @@ def _train(model, loss_fn, batches, cfg, held: HeldFolder, observers, about: dic
     wrapped, opt = acc.prepare(_Losses(model, loss_fn), opt)
     ema = EMA(model, cfg.ema)
     start = _main_first(acc, lambda: load_state(folder, model, ema, opt, cfg.steps, about, held.settings))
-    stream = _main_first(acc, lambda: iter(batches(start, acc.process_index, acc.num_processes)))    # may refuse
-    _main_first(acc, lambda: _begin(held, start, ema.weights(model), about))
+    stream = _main_first(acc, lambda: iter(batches(start, acc.process_index, acc.num_processes)))
+    _main_first(acc, lambda: _begin(held, start, ema.weights(model), about))      # after the batches, which may refuse
     log = [r for r in read_log(folder) if r['step'] < start]
     wrapped.train()
     stop = 0
