@@ -30,10 +30,10 @@ def test_all_seven_tasks_from_the_package_alone(tmp_path, capsys):
     code, out = run(tmp_path, package=tmp_path/'site')
     took = time.perf_counter() - start
     assert code == 0 and 'Traceback' not in out, out
-    assert '16/16' in out and re.search(r'^7 tasks, [\d.]+ s: runs/vdt/vdt\.png, predict\.mp4, .*, vdt\.json$', out, re.M), out
+    assert '32/32' in out and re.search(r'^7 tasks, [\d.]+ s: runs/vdt/vdt\.png, predict\.mp4, .*, vdt\.json$', out, re.M), out
     assert files(tmp_path/'runs'/'vdt') == ALL
     record = json.loads((tmp_path/'runs'/'vdt'/'vdt.json').read_text())
-    assert record['settings']['commit'] == 'not a git clone' and record['settings']['steps'] == 16 and len(record['results']) == 7
+    assert record['settings']['commit'] == 'not a git clone' and record['settings']['steps'] == 32 and len(record['results']) == 7
     with capsys.disabled(): print(f' dfot_vdt, seven tasks, one thread: {took:.0f} s in all, {record["seconds"]} s of them denoising', end=' ')
 
 @pytest.fixture(scope='module')

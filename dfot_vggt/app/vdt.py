@@ -204,7 +204,7 @@ def _codec_of(run, steps: int) -> tuple:
     from dfot_vggt.systems.latents import LatentsCfg, load_vae
     from dfot_vggt.systems.vdt_tasks import PIXELS, latents_codec
     most = run.diffusion.timesteps
-    expect(steps <= most, '--steps', f'2 to {most}, the timesteps of the recipe', steps, 'pass e.g. --steps 16')
+    expect(steps <= most, '--steps', f'2 to {most}, the timesteps of the recipe', steps, 'pass e.g. --steps 32')
     if not isinstance(run.world, LatentsCfg): return run.model.size, PIXELS
     return run.world.size, latents_codec(load_vae(run.world.vae).to(device()))
 
@@ -245,7 +245,7 @@ def dfot_vdt(task: str = 'all',          # one of the seven tasks below, or all
              frames: int = 0,            # frames of the result; 0: the window of the network, 8
              skip: int = 0,              # take every skip-th frame; 0: every one of a clip, every second of a room
              context: int = None,        # of the mask, its meaning is below; left out: half the frames, every 4th, ...
-             steps: int = 16,            # denoising steps; more are slower and sharper
+             steps: int = 32,            # denoising steps; fewer are faster and leave grain
              seed: int = 0,              # of the noise and of the random masks
              samples: int = 1,           # of each task; they differ in their noise
              weights: str = '',          # folder of a run, or a file with its recipe beside it; '': of the package
