@@ -170,7 +170,7 @@ def sample_vdt(model,                           # a `VDT` in eval mode
                frames,                          # 'b t c h w' as the network reads them; read at context positions only
                mask,                            # integers 'b t' or 'b t h w': 0 target, 1 context
                noise: Callable,                 # name of a draw -> noise like frames, e.g. from `frame_noise`
-               steps=16,                        # number of timesteps that are visited, 2 to all
+               steps=16,                        # number of timesteps that are visited, from 2 on; None: all
                limit=None,                          # predicted clean frames are clamped to [-limit, limit]; None: not
                on_step: Callable | None = None,     # called with a `Denoised` after every step
                *, update: Callable = ancestral,     # or `ddim`
@@ -180,6 +180,7 @@ def sample_vdt(model,                           # a `VDT` in eval mode
 
     `ValueError` for inputs that do not fit together: see `target_positions` and `check_clips`."""
     process = LearnedVarianceDiffusion(diffusion, steps)
+    steps = len(process.timesteps)
     target = target_positions(mask, frames)
     check_clips(model, frames, target, limit)
     def draw(name):

@@ -83,7 +83,7 @@ class TaskSample(NamedTuple):
 
     def target(self) -> Tensor:
         "Which pixels were generated, True or False, 't 1 h w'."
-        return per_pixel(self.mask[None], self.truth.shape[-1])[0] == TARGET
+        return per_pixel(self.mask[None], self.truth.shape[-1])[0].to(self.truth.device) == TARGET
 
     def context(self) -> Float[Tensor, 't 3 h w']:
         "The truth with its target positions in grey: what the network got."
@@ -105,7 +105,7 @@ PIXELS = Codec(lambda video: 2*video - 1, lambda x: (x + 1)/2, 1.)     # of a ne
 
 def latents_codec(vae: nn.Module) -> Codec:       # of `load_vae`
     "The codec of a network on latents. What is decoded may differ from the video; context positions are the video's."
-    def of_frames(f, x): return f(vae, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def of_frames(f, x): return torch.stack([f(vae, clip) for clip in x])        # clip by clip: a bound of memory
     return Codec(lambda video: of_frames(encode, video), lambda x: of_frames(decode, x), None)
 
 def _check_clip(clip: Tensor, tasks: Sequence[str]):
@@ -141,12 +141,14 @@ def sample_tasks(model: VDT,                             # in eval mode
     todo = [(task, i) for task in masks for i in range(samples)]
     parts = [todo[i:i + batch] for i in range(0, len(todo), batch)]
     where = next(model.parameters()).device
-    frames, results = codec.encode(clip[None].to(where)), []
+    def encoded(task): return codec.encode(TaskSample(task, 0, masks[task], clip, clip).context()[None].to(where))
+    frames, results = {task: encoded(task) for task in masks}, []
+    shape = frames[todo[0][0]].shape[2:]
     for n, part in enumerate(parts):
-        noise = frame_noise(seed, [f'sample {i}' for _, i in part], range(t), frames.shape[2:])
+        noise = frame_noise(seed, [f'sample {i}' for _, i in part], range(t), shape)
         mask = torch.stack([masks[task] for task, _ in part])
         def counted(done): on_step(done._replace(step=n*done.of + done.step, of=len(parts)*done.of))
-        x = sample_vdt(model, frames.expand(len(part), -1, -1, -1, -1), mask, noise, steps, codec.limit,
+        x = sample_vdt(model, torch.cat([frames[task] for task, _ in part]), mask, noise, steps, codec.limit,
                        on_step and counted, diffusion=diffusion)
         decoded = codec.decode(x).clamp(0, 1).to(clip)
         results += [_composed(*name, masks[name[0]], clip, video) for name, video in zip(part, decoded)]
@@ -155,7 +157,7 @@ def sample_tasks(model: VDT,                             # in eval mode
 def _composed(task, number, mask, clip, decoded) -> TaskSample:
     "The sample whose context positions are those of the clip and whose target positions are decoded."
     empty = TaskSample(task, number, mask, clip, clip)
-    return empty._replace(video=torch.where(empty.target().to(clip.device), decoded, clip))
+    return empty._replace(video=torch.where(empty.target(), decoded, clip))
 
 # %% ../../nbs/systems/05_vdt_tasks.ipynb #vt34
 def _panel(title: str, rows: list, scale: int) -> np.ndarray:
