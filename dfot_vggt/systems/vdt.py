@@ -246,8 +246,9 @@ class VDT(nn.Module):
     def forward(self, x: Float[Tensor, 'b t c h w'],           # clean where context, noisy where target
                 timesteps: Int[Tensor, 'b']                    # one per clip, 0 to 999
                 ) -> Float[Tensor, 'b t c2 h w']:              # the noise (first half of the channels), the variance
-        b, t, *frame = x.shape
-        cfg = self.cfg
+        expect(x.ndim == 5 and x.numel(), 'VDT: x', "axes 'b t c h w', not empty", tuple(x.shape),
+               'use x[None] for one clip')
+        (b, t, *frame), cfg = x.shape, self.cfg
         expect(frame == [cfg.channels, cfg.size, cfg.size], 'VDT: frames of x',
                f'channels, height, width = {[cfg.channels, cfg.size, cfg.size]}', frame,
                f'resize the frames, or build the network with cfg.replace(channels={frame[0]}, size={frame[1]})')

@@ -307,6 +307,7 @@ def frame_mask_of(mask: Int[Tensor, '*b t h w']) -> Int[Tensor, 'b t']:
     """Frame mask (0 target, 1 context) of a mask whose cells are equal within every frame; b = 1 for a mask 't h w'.
 
     `ValueError` for a mask with frames that are partly context, as in the task spatial_temporal."""
+    expect(mask.ndim in (3, 4), 'mask', "axes 't h w' or 'b t h w'", tuple(mask.shape), "a mask 'b t' is a frame mask")
     mask = mask if mask.ndim == 4 else mask[None]
     frames = mask[:, :, 0, 0]
     mixed = (mask != frames[:, :, None, None]).flatten(2).any(2).nonzero().tolist()
