@@ -199,14 +199,18 @@ def _sampled(net, clip, tasks, **kw) -> tuple[list, float]:
 
 def _codec_of(run, steps: int) -> tuple:
     """`(pixels per side of the frames, codec)` of a recipe: RGB as it is, or latents of the VAE that it names. Raises
-    an error for more denoising steps than the recipe has timesteps, and if the VAE cannot be loaded."""
+    an error for more denoising steps than the recipe has timesteps, if the VAE cannot be loaded, and if the latents of
+    the training are here and are those of another VAE."""
     from dfot_vggt.core import device, expect
-    from dfot_vggt.systems.latents import LatentsCfg, load_vae
+    from dfot_vggt.systems.latents import LatentsCfg, check_vae, load_vae, read_head
     from dfot_vggt.systems.vdt_tasks import PIXELS, latents_codec
     most = run.diffusion.timesteps
     expect(steps <= most, '--steps', f'2 to {most}, the timesteps of the recipe', steps, 'pass e.g. --steps 32')
     if not isinstance(run.world, LatentsCfg): return run.model.size, PIXELS
-    return run.world.size, latents_codec(load_vae(run.world.vae).to(device()))
+    vae = load_vae(run.world.vae)
+    trained_on = next(Path(run.world.where).glob('*/*.safetensors'), None)
+    if trained_on: check_vae(vae, read_head(trained_on).info)
+    return run.world.size, latents_codec(vae.to(device()))
 
 def _settings(run, net, video, **options) -> dict:
     "All that the results depend on, as JSON values: weights and video as hashes, the recipe, the commit, the options."

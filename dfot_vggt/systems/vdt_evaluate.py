@@ -40,7 +40,7 @@ from ..weights import weights_file
 from ..show import Fig, colours, f32, fig
 from .vdt import VDT
 from .vdt_diffusion import sample_vdt
-from .vdt_masks import TASKS, task_mask
+from .vdt_masks import TASKS, frame_mask_of, task_mask
 from .vdt_run import VDTRunCfg, clean_frames, mean_over, per_pixel, vdt_tiny
 
 # %% ../../nbs/systems/06_vdt_evaluate.ipynb #ev11
@@ -228,7 +228,7 @@ def dfot_method(run: RunCfg, model: CachedUViT3DPose,        # of the run, in ev
     def method(batch: Batch, mask: Int[Tensor, 'b t *s'], noise: Callable) -> Float[Tensor, 'b t c h w']:
         frames, cond = model.normalise(batch.video), model.pose_cond(batch.cams)
         whole_frames = bool((mask == mask[..., :1, :1]).all())
-        if whole_frames: x = sample_window(model, diffusion, frames, mask[..., 0, 0], cond, noise, steps, guidance)
+        if whole_frames: x = sample_window(model, diffusion, frames, frame_mask_of(mask), cond, noise, steps, guidance)
         else: x = sample_replaced(model, diffusion, frames, mask, cond, noise, steps, guidance)
         target = per_pixel(mask, frames.shape[-1]) == TARGET
         return torch.where(target, model.denormalise(x).clamp(0, 1), batch.video)
