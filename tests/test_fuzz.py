@@ -229,13 +229,51 @@ class Bases(Kind):
         b = named('geometry.feature_cache:read_basis')(path)
         return b.mean, b.axes, b.share
 
+class VDTWeights(Kind):
+    "A checkpoint of a VDT in the official form and in that of VDT-unofficial."
+    def _cfg(self): return named('systems.vdt:VDTCfg')(size=8, channels=4, frames=4, patch=2, width=16, depth=1, heads=2)
+    def seeds(self, folder):
+        torch, vdt = _torch(), importlib.import_module('dfot_vggt.systems.vdt')
+        state = vdt.golden_vdt_weights(vdt.VDT(self._cfg())).state_dict()
+        torch.save(state, folder/'official.pt')
+        torch.save(dict(model=state, ema=state, opt=dict(state={}), args=dict(num_frames=4)), folder/'unofficial.pt')
+        return sorted(folder.glob('*.pt'))
+    def read(self, path):
+        net = named('systems.vdt:load_vdt')(path, self._cfg())
+        return {n: x.clone() for n, x in net.state_dict().items()}                    # they are mapped from the file
+    def sane(self, value): assert all(x.isfinite().all() for x in value.values())
+
+class LatentFiles(Kind):
+    checksum = True
+    def seeds(self, folder):
+        latents, torch = importlib.import_module('dfot_vggt.systems.latents'), _torch()
+        info = latents.LatentsInfo('a VAE', '0'*16, .18215, 0., 32)
+        for i in range(3):                                                            # the kind of most files is expected of all
+            (folder/f'{i}.mp4').write_bytes(b'a video')
+            at = latents.latents_file(folder/'latents', f'Class/{i}.mp4')
+            latents.write_latents(at, torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(i)), info, folder/f'{i}.mp4')
+        return sorted(folder.glob('latents/*/*.safetensors'))
+    def read(self, path):
+        clips, window = named('systems.latents:Latents')(path.parents[1], 4), named('data.clips:Window')
+        return clips.read(window(f'Class/{path.stem}', (0, 1, 2, 3), False)).latents
+
+class VideoList(Kind):
+    damage = TEXT
+    def seeds(self, folder):
+        (folder/'trainlist01.txt').write_text('Archery/v_Archery_g01_c01.avi 1\nBall/v_Ball_g02_c03.avi 2\nBall/my clip 7.mp4 2\n')
+        (folder/'testlist01.txt').write_text('Archery/v_Archery_g03_c02.avi\nBar/v_Bar_g02_c03.avi\n')
+        return sorted(folder.glob('*.txt'))
+    def read(self, path): return named('data.class_folders:read_list')(path)
+    def sane(self, names): assert names and all(re.fullmatch(r'[^/]+/[^/]+\.\w+', n) and not n.startswith('..') for n in names), names
+
 class CommandLines(Kind):
     "A seed is a file with one command line, run in this process in a folder with a recipe of two rooms. Most are wrong before they are damaged."
     damage = TEXT + (number_odd,)*3
     LINES = ['cache mini.yaml --plan --rate 1', 'cache mini.yaml --grid 4 --channels 16 --plan', 'cache mini.yaml --verify',
              'cache mini.yaml --prune --also mini.yaml', 'train absent.yaml --steps 3', 'study --config study.yaml --folder out',
-             'rollout --clip absent/test/room --frames 7 --density .5 --steps 3', 'rollout --image absent.png --cams absent.txt --at 0,3']
-    NEEDED = dict(cache='mini.yaml', train='--steps', study='--config', rollout='absent')    # without it the command would work for minutes
+             'rollout --clip absent/test/room --frames 7 --density .5 --steps 3', 'rollout --image absent.png --cams absent.txt --at 0,3',
+             'vdt --task interpolation --clip absent.mp4 --context 3 --steps 8', 'vdt --clip absent --first 3 --frames 12 --samples 2 --seed 1']
+    NEEDED = dict(cache='mini.yaml', train='--steps', study='--config', rollout='absent', vdt='absent')    # without it the command would work for minutes
     def seeds(self, folder):
         config, run = importlib.import_module('dfot_vggt.learn.config'), named('learn.recipes:tiny_control')()
         run.replace(name='mini', world=config.WorldCfg(rooms=2, test_rooms=2, frames=16), finite=16).save(folder/'mini.yaml')
@@ -257,7 +295,7 @@ class CommandLines(Kind):
         return 'run'
 
 KINDS = dict(recipe=Recipe, study=Study, cameras=Cameras, poses=Poses, npz=Frames, mp4=Video, picture=Picture, weights=Weights, state=State,
-             shard=Shards, basis=Bases, commands=CommandLines)
+             shard=Shards, basis=Bases, vdt=VDTWeights, latents=LatentFiles, list=VideoList, commands=CommandLines)
 
 # --- one process
 
