@@ -39,7 +39,7 @@ from ..learn.runs import build_trainable, exported_step, load_run
 from ..weights import weights_file
 from ..show import Fig, colours, f32, fig
 from .vdt import VDT
-from .vdt_diffusion import sample_vdt
+from .vdt_diffusion import ancestral, ddim, sample_vdt
 from .vdt_masks import TASKS, frame_mask_of, task_mask
 from .vdt_run import VDTRunCfg, clean_frames, mean_over, per_pixel, vdt_tiny
 
@@ -164,10 +164,12 @@ def baseline_method(fn: Callable) -> Callable:               # fn(video, context
         return fn(batch.video, per_pixel(mask, batch.video.shape[-1]) == CONTEXT)
     return method
 
-def vdt_method(model: VDT, steps: int = 16) -> Callable:
+def vdt_method(model: VDT, steps: int = 16,
+               update: Callable = ancestral                  # or `ddim`, as of `sample_vdt`
+               ) -> Callable:
     "`method(batch, mask, noise) -> video` in [0,1]: the target positions sampled by a VDT, which reads no cameras."
     def method(batch: Batch, mask: Int[Tensor, 'b t *s'], noise: Callable) -> Float[Tensor, 'b t c h w']:
-        x = sample_vdt(model, clean_frames(batch), mask, noise, steps, limit=1.)
+        x = sample_vdt(model, clean_frames(batch), mask, noise, steps, limit=1., update=update)
         return ((x + 1)/2).clamp(0, 1)
     return method
 
@@ -181,13 +183,16 @@ def baseline_rows() -> dict[str, Row]:
     return {name: Row(baseline_method(fn), {}) for name, fn in dict(copy=copy_nearest, blend=blend_nearest).items()}
 
 def vdt_rows(weights=None,                                   # folder of the run `vdt_tiny`; None: the packaged weights
-             steps: int = 16) -> dict[str, Row]:
-    "The row of the VDT of the rendered world: 'VDT', with the number of steps behind it unless they are 16."
+             steps: int = 16,
+             update: Callable = ancestral                    # or `ddim`, the sampler of the DFoT rows
+             ) -> dict[str, Row]:
+    """The row of the VDT of the rendered world: 'VDT', with 'DDIM' behind it for that sampler, and the number of steps
+    unless they are 16."""
     run, path = vdt_tiny(), weights or asset('vdt_tiny.safetensors')
     step = exported_step(weights_file(path))
     about = dict(recipe=run.key(), step=step, clips=step*run.batch, sampling_steps=steps)
-    name = 'VDT' if steps == 16 else f'VDT, {steps} steps'
-    return {name: Row(vdt_method(load_run(run.build(), path, run), steps), about)}
+    name = ', '.join(['VDT', *['DDIM']*(update is ddim), *[f'{steps} steps']*(steps != 16)])
+    return {name: Row(vdt_method(load_run(run.build(), path, run), steps, update), about)}
 
 # %% ../../nbs/systems/06_vdt_evaluate.ipynb #ev41
 # Guidance under which a DFoT does not read the cameras: one branch, in which they are hidden.
