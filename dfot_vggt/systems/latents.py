@@ -50,7 +50,7 @@ def load_vae(source='stabilityai/sd-vae-ft-ema') -> nn.Module:    # folder, or H
     except Exception as e:                                 # damaged files and the network raise almost any exception
         fault, missing = f'{type(e).__name__}: {str(e).strip().splitlines()[0][:200]}', not Path(source).is_dir()
         if missing:
-            repair = f'on a machine with network run `hf download {source}`, then pass the path that it prints'
+            repair = f'on a machine with network run `hf download {source}`, then call this again with the same name'
     expect(not fault, str(source), 'a folder here, or a model on the Hub or in its cache, with safetensors', fault,
            repair, error=FileNotFoundError if missing else ValueError)
     wrong = {k: sorted(names)[:3] for k, names in report.items() if names}
