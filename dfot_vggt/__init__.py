@@ -23,7 +23,6 @@ _PUBLIC = {                                                # module: names that 
     'inject.memory': 'MemoryCfg MemoryNet',
     'learn.train': 'TrainCfg train',
     'learn.config': 'RunCfg',
-    'systems.vdt': 'VDT VDTCfg load_vdt',
     'learn': 'recipes'}
 _WHERE = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = [*_WHERE]
