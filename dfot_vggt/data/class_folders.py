@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import Cfg, expect, rng
-from .clips import Window, Windows, expect_few
+from .clips import Window, WindowBatch, Windows, expect_few
 from .re10k import cover_crop
 from .video import probe_mp4, read_mp4, stated_frames
 
@@ -145,7 +145,7 @@ def is_held_out(key: str,             # 'Class/name_g01_c01.avi'
 
 # %% ../../nbs/data/06_class_folders.ipynb #cf023
 @dataclass
-class VideoBatch:
+class VideoBatch(WindowBatch):
     "Windows of video frames, without cameras."
     video: Float[Tensor, 'b t 3 h w']   # RGB in [0,1]
     keys: list[str]                     # path of the video below the folder, 'Class/name.avi', per b
@@ -153,20 +153,6 @@ class VideoBatch:
     classes: list[str]                  # name of the class, per b
     # videos that could not be read -> why; other windows take their place
     faults: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
-
-    def __len__(self): return len(self.keys)
-
-    def to(self, device) -> 'VideoBatch':
-        "Return the batch on another device."
-        return dataclasses.replace(self, video=self.video.to(device, non_blocking=True), index=self.index.to(device))
-
-    @classmethod
-    def cat(cls, batches: Sequence['VideoBatch']) -> 'VideoBatch':
-        "Return one batch: all batches joined along b."
-        video, index = (torch.cat([getattr(x, n) for x in batches]) for n in ('video', 'index'))
-        faults = {key: fault for x in batches for key, fault in x.faults.items()}
-        return cls(video, [k for x in batches for k in x.keys], index, [k for x in batches for k in x.classes],
-                   faults=faults)
 
 # %% ../../nbs/data/06_class_folders.ipynb #cf027
 def _check_each(root: Path, keys: Sequence[str], shortest: int) -> tuple[list[str], list[str], dict[str, str]]:

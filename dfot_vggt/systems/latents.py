@@ -32,7 +32,7 @@ from ..claim import claim_text, take_claim
 from ..core import Cfg, device, expect
 from ..weights import not_finite, tensors_digest
 from ..data.class_folders import FoldersCfg, FolderWindows, list_videos
-from ..data.clips import Window, expect_few, most_broken
+from ..data.clips import Window, WindowBatch, expect_few, most_broken
 from ..data.re10k import cover_crop
 from ..data.video import probe_mp4, read_mp4, stated_frames
 from ..geometry.feature_cache import expect_space
@@ -253,7 +253,7 @@ def _about(path: Path) -> int:
 
 # %% ../../nbs/systems/03_latents.ipynb #la040
 @dataclass
-class LatentBatch:
+class LatentBatch(WindowBatch):
     "Windows of latents, as a diffusion model reads them."
     latents: Float[Tensor, 'b t c h w'] # scaled
     keys: list[str]                     # path of the video below its folder, 'Class/name.avi', per b
@@ -261,21 +261,6 @@ class LatentBatch:
     classes: list[str]                  # name of the class, per b
     # files that could not be read -> why; other windows take their place
     faults: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
-
-    def __len__(self): return len(self.keys)
-
-    def to(self, device) -> 'LatentBatch':
-        "Return the batch on another device."
-        moved = dict(latents=self.latents.to(device, non_blocking=True), index=self.index.to(device))
-        return dataclasses.replace(self, **moved)
-
-    @classmethod
-    def cat(cls, batches: Sequence['LatentBatch']) -> 'LatentBatch':
-        "Return one batch: all batches joined along b."
-        latents, index = (torch.cat([getattr(x, n) for x in batches]) for n in ('latents', 'index'))
-        faults = {key: fault for x in batches for key, fault in x.faults.items()}
-        return cls(latents, [k for x in batches for k in x.keys], index, [k for x in batches for k in x.classes],
-                   faults=faults)
 
 # %% ../../nbs/systems/03_latents.ipynb #la041
 def _heads(root: Path, keys: Sequence[str]) -> tuple[dict[str, LatentsHead], dict[str, str]]:

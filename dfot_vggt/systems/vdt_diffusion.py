@@ -178,7 +178,7 @@ def sample_vdt(model,                           # a `VDT` in eval mode
                ) -> Float[Tensor, 'b t c h w']:
     """Frames with all target positions generated; the context positions are those of `frames`, bit for bit.
 
-    `ValueError` for inputs that do not fit together: see `target_positions` and `check_clips`."""
+    `ValueError` for inputs that do not fit together, by `target_positions` and `check_clips`."""
     process = LearnedVarianceDiffusion(diffusion, steps)
     steps = len(process.timesteps)
     target = target_positions(mask, frames)
