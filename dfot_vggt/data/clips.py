@@ -32,8 +32,8 @@ from .video import read_mp4
 
 # %% ../../nbs/data/05_clips.ipynb #13c033
 class WindowBatch:
-    """Base class of batches: dataclasses of tensors 'b ...', lists with an entry per b (`keys` among them), and the dict
-    `faults`."""
+    """Base class of batches: dataclasses of tensors 'b ...', lists with an entry per b (`keys` among them), and the
+    dict `faults`."""
     def __len__(self): return len(self.keys)
 
     def to(self, device) -> 'WindowBatch':
